@@ -1,0 +1,1 @@
+"""Guests: kernels from Debian, the initramfs they boot, and the agent inside."""

@@ -1,0 +1,1 @@
+"""Bytes on a wire <-> named values, each layout declared once with construct. No I/O and no policy."""
