@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmp_glue import apt_sources
+from qmp_glue.errors import QmpGlueError
+from qmp_glue.scratch import locked, scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,6 @@ __all__ = [
     "DebianError",
     "DownloadError",
     "KeyringMissingError",
-    "LockTimeoutError",
     "MirrorMissingError",
     "Package",
     "ResolutionError",
@@ -47,7 +46,6 @@ __all__ = [
     "UnpackError",
     "cache_root",
     "find_mirror",
-    "locked",
     "main",
     "unpack",
 ]
@@ -71,17 +69,13 @@ FRESH_SECONDS = 24 * 3600  # Debian keeps superseded files on its mirrors for lo
 UPDATE_SECONDS = 600.0  # 10 MB of lists at 20 kB/s, the slowest line worth waiting for.
 DOWNLOAD_SECONDS = 3600.0  # 60 MB at the same pace.
 LOCAL_SECONDS = 120.0  # Resolving and unpacking one package touch no network.
-LOCK_SECONDS = DOWNLOAD_SECONDS  # Somebody else may be in the longest step.
-LOCK_POLL_SECONDS = 0.1
 
 # A merged /usr, as in every Debian since 12: packages of both layouts then unpack into one tree.
 _MERGED = ("bin", "lib", "lib64", "sbin")
 
 
-class DebianError(Exception):
-    """Packages could not be had. The message names the cause and the fix; ``exit_code`` suits a program."""
-
-    exit_code = 2
+class DebianError(QmpGlueError):
+    """Packages could not be had. The message names the cause and the fix."""
 
 
 class AptMissingError(DebianError):
@@ -116,10 +110,6 @@ class SignatureError(DownloadError):
 
 class UnpackError(DebianError):
     """A package could not be unpacked, or its destination is already there."""
-
-
-class LockTimeoutError(DebianError):
-    """Another process held the private apt state for too long."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +167,7 @@ class Archive:
     """A private apt state (lists, cache, status, sources) for one suite, under ``cache_root()/apt/<suite>``.
 
     Processes may share it: each operation holds a lock file of the suite. ``progress`` is told in one line what takes
-    long. Every method raises DebianError's children.
+    long. Every method raises DebianError's children, and LockTimeoutError.
     """
 
     def __init__(
@@ -249,7 +239,7 @@ class Archive:
         missing = [pair for pair in packages if self._cached(*pair) is None]
         if missing:
             self._progress(f"apt: downloading {len(missing)} packages of {self.suite}")
-            with _scratch(self._debs, "download") as scratch:
+            with scratch_directory(self._debs, "download") as scratch:
                 wanted = [f"{name}={version}" for name, version in missing]
                 self._apt_get(
                     "download", "--", *wanted, seconds=DOWNLOAD_SECONDS, failure=DownloadError, cwd=scratch
@@ -364,59 +354,6 @@ def _age_seconds(path: Path) -> float:
     return age if age >= 0 else float("inf")
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on this file. Raises LockTimeoutError after LOCK_SECONDS.
-
-    The kernel drops the lock with its holder, so a killed process leaves nothing to clean up.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    with path.open("a") as file:
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise LockTimeoutError(
-                    f"another process has held {path} for {LOCK_SECONDS:.0f} s: end it (fuser {path})"
-                )
-            time.sleep(LOCK_POLL_SECONDS)
-        yield
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path, name: str) -> Iterator[Path]:
-    """Make a directory that is gone afterwards, and remove those that killed processes left.
-
-    A living owner holds a lock on its directory; one that can be locked has none.
-    """
-    for stale in parent.glob(f".{name}.*"):
-        with contextlib.suppress(OSError), _directory_fd(stale) as fd:
-            if _try_lock(fd):
-                shutil.rmtree(stale)
-    path = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-    try:
-        with _directory_fd(path) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _directory_fd(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def unpack(packages: Iterable[Package], into: Path) -> None:
     """Unpack the files of these packages into one new directory with a merged /usr: all of them, or no directory.
 
@@ -426,7 +363,7 @@ def unpack(packages: Iterable[Package], into: Path) -> None:
     if into.exists() and any(into.iterdir()):
         raise UnpackError(f"{into} is there and not empty: remove it or name another directory")
     into.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(into.parent, into.name) as scratch:
+    with scratch_directory(into.parent, into.name) as scratch:
         root = scratch / "root"
         for name in _MERGED:
             (root / "usr" / name).mkdir(parents=True)
@@ -519,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         archive = Archive(chosen.suite, progress=lambda line: print(line, file=sys.stderr))  # noqa: T201
         unpack(archive.fetch(*chosen.names), chosen.into)
-    except DebianError as error:
+    except QmpGlueError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
