@@ -1,0 +1,133 @@
+"""One QMP connection with deadlines, typed errors and a list of commands that are never sent.
+
+A thin layer over qemu.qmp's client, which has no time-outs, raises its reader's EOFError out of disconnect() after QEMU
+died, and would send what crashes QEMU. It starts no process: vm.py does, and gives it a connected socket. inspect.py
+and experiments talk through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    QMPClient,
+    Runstate,
+    StateError,
+)
+from qemu.qmp.error import ProtocolError
+from qemu.qmp.qmp_client import ExecuteError
+
+from qmp_glue.errors import CommandDeniedError, CommandFailedError, DeadlineError, MonitorClosedError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["DENIED_COMMANDS", "EXECUTE_SECONDS", "Monitor", "deny"]
+
+# A synchronous vhost-user message can hold QMP while the device's worker is replaced; longer means something hangs.
+EXECUTE_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
+
+# With vhost-user-test-device QEMU dereferences a NULL get_vhost() in these (hw/virtio/virtio-qmp.c; seen up to 11.1.3).
+DENIED_COMMANDS = frozenset(
+    {"x-query-virtio-status", "x-query-virtio-queue-status", "x-query-virtio-vhost-queue-status"}
+)
+# The same code, reached over the human monitor ("info virtio-status ...").
+_DENIED_INFO = frozenset(command.removeprefix("x-query-") for command in DENIED_COMMANDS)
+
+# Failures reach the caller as exceptions; without a handler of the program's own they would be printed as well.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+def deny(command: str, arguments: Mapping[str, object] | None) -> None:
+    """Raise CommandDeniedError for what is known to crash QEMU with this device."""
+    words = {command}
+    if command == "human-monitor-command":
+        words |= set(str((arguments or {}).get("command-line", "")).split())
+    if words & (DENIED_COMMANDS | _DENIED_INFO):
+        raise CommandDeniedError(
+            f"{command} {dict(arguments or {})} was not sent: it crashes QEMU with a vhost-user-test-device; "
+            "use x-query-virtio, or ask the device itself over its control socket"
+        )
+
+
+class Monitor:
+    """A QMP session on a connected socket, which it owns from connect() on."""
+
+    def __init__(self, name: str = "qemu") -> None:
+        self._client = QMPClient(name)
+        self._events = EventListener()
+        self._client.register_listener(self._events)
+
+    async def connect(self, connection: socket.socket, *, seconds: float) -> None:
+        """Await the greeting and negotiate. Raises DeadlineError, and MonitorClosedError if the peer hangs up."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._client.connect(connection)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"QMP did not come up in {seconds:g} s: does the balloon's backend answer on its socket?"
+            ) from error
+        except ConnectError as error:
+            raise MonitorClosedError(f"QMP did not come up: {error.exc!r}; see what QEMU wrote") from error
+        finally:
+            if self._client.runstate is not Runstate.RUNNING:
+                connection.close()
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = EXECUTE_SECONDS
+    ) -> object:
+        """Send a command, return what it returns.
+
+        Raises CommandDeniedError, CommandFailedError, DeadlineError (the answer is dropped when it comes later, and
+        the session goes on) and MonitorClosedError.
+        """
+        deny(command, arguments)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._client.execute(command, dict(arguments) if arguments else None)
+        except ExecuteError as error:
+            raise CommandFailedError(command, error.error_class, error.error.error.desc) from error
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"QEMU did not answer {command} in {seconds:g} s: does the device hang?"
+            ) from error
+        except (ExecInterruptedError, StateError) as error:
+            raise MonitorClosedError(
+                f"{command} has no answer, the QMP connection is closed: has QEMU ended?"
+            ) from error
+
+    async def wait_event(self, *names: str, seconds: float) -> dict[str, object]:
+        """Return the next event of these names, dropping others before it. Events wait here until they are taken.
+
+        Raises DeadlineError.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    event = dict(await self._events.get())
+                    if event["event"] in names:
+                        return event
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"no event {' or '.join(names)} in {seconds:g} s: does the guest hang?"
+            ) from error
+
+    @contextlib.contextmanager
+    def listen(self, *names: str) -> Iterator[EventListener]:
+        """Yield a listener of its own that gets the events of these names while the block runs."""
+        with self._client.listener(names or None) as listener:
+            yield listener
+
+    async def close(self) -> None:
+        """End the session, whatever state it is in; safe to call twice."""
+        with contextlib.suppress(EOFError, OSError, ProtocolError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._client.disconnect()
