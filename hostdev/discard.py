@@ -1,0 +1,155 @@
+"""The one file that gives memory back to the host: which call frees which backing, and that call.
+
+    shared memory (memfd, tmpfs)   MADV_REMOVE punches the pages out of the file: freed for every process that maps it
+    private memory                 MADV_DONTNEED: freed
+    shared memory                  MADV_DONTNEED drops this process's page-table entries and frees nothing
+    hugetlb                        nothing: a page given back leaves without its reservation; if another process takes
+                                   it, the guest's next touch is a SIGBUS that kills QEMU
+    a file on disk                 nothing: punching would destroy the file's data
+
+It decides nothing about which pages: balloon.py hands it whole pages inside one region.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import mmap
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hostdev.errors import HostError
+from hostdev.fds import Fd
+from hostdev.memory import Region
+
+log = logging.getLogger(__name__)
+
+# Linux uapi/linux/magic.h.
+_TMPFS_MAGIC = 0x01021994
+_HUGETLBFS_MAGIC = 0x958458F6
+# uapi/linux/fcntl.h: with either seal the kernel refuses to punch holes (EPERM), read on Linux 6.18.
+_F_GET_SEALS = 1034
+_WRITE_SEALS = 0x0008 | 0x0010
+# struct statfs is 120 bytes on x86-64 and begins with f_type, a long.
+_STATFS_BYTES = 120
+
+
+class Method(StrEnum):
+    """The call that is used."""
+
+    REMOVE = "remove"
+    DONTNEED = "dontneed"
+    NONE = "none"
+
+
+class Backing(StrEnum):
+    """What holds the guest's pages."""
+
+    SHARED = "shared memory"
+    PRIVATE = "private memory"
+    HUGETLB = "hugetlb pages"
+    FILE = "a file on disk"
+    SEALED = "write-sealed shared memory"
+
+
+AUTO = "auto"
+REQUESTS = (AUTO, *Method)
+
+_ADVICE = {Method.REMOVE: mmap.MADV_REMOVE, Method.DONTNEED: mmap.MADV_DONTNEED}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A method and, in words, why it was chosen."""
+
+    method: Method
+    reason: str
+
+
+def choose(request: str, backing: Backing) -> Choice:
+    """Pick the method for a backing. request: one of REQUESTS."""
+    if backing is Backing.HUGETLB:
+        return Choice(
+            Method.NONE, "a huge page given back may be taken by another process, which would kill QEMU"
+        )
+    if backing is Backing.FILE:
+        return Choice(Method.NONE, "punching would destroy the data of the file: use memory-backend-memfd")
+    if backing is Backing.SEALED:
+        return Choice(Method.NONE, "its seals forbid giving pages back")
+    if request == Method.NONE:
+        return Choice(Method.NONE, "--discard none was given")
+    if backing is Backing.PRIVATE:
+        return Choice(Method.DONTNEED, "MADV_DONTNEED frees private pages")
+    if request == Method.DONTNEED:
+        return Choice(Method.DONTNEED, "--discard dontneed was given: on shared memory this FREES NOTHING")
+    return Choice(Method.REMOVE, "MADV_REMOVE frees shared pages, MADV_DONTNEED would not")
+
+
+def backing_of(fd: Fd | None) -> Backing:
+    """Tell what is behind a descriptor; None stands for an anonymous private mapping."""
+    if fd is None:
+        return Backing.PRIVATE
+    kind = _filesystem(fd)
+    if kind == _HUGETLBFS_MAGIC:
+        return Backing.HUGETLB
+    if kind != _TMPFS_MAGIC:
+        return Backing.FILE
+    return Backing.SEALED if _seals(fd) & _WRITE_SEALS else Backing.SHARED
+
+
+def _filesystem(fd: Fd) -> int:
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(fd.fileno(), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int.from_bytes(buffer.raw[:8], "little")
+
+
+def _seals(fd: Fd) -> int:
+    try:
+        return fcntl.fcntl(fd.fileno(), _F_GET_SEALS)
+    except OSError:
+        return 0  # EINVAL: a file on tmpfs that has no seals
+
+
+class Discarder:
+    """Gives ranges of regions back by the method that each region's backing needs."""
+
+    def __init__(self, request: str = AUTO) -> None:
+        self._request = request
+        self._choices: dict[Region, Choice] = {}
+        self._said: set[tuple[Backing, Method]] = set()
+
+    def adopt(self, regions: tuple[Region, ...]) -> None:
+        """Choose for each region, and say each new choice in the log, once."""
+        self._choices = {region: self._choose(region) for region in regions}
+
+    def _choose(self, region: Region) -> Choice:
+        backing = backing_of(region.fd)
+        choice = choose(self._request, backing)
+        if (backing, choice.method) not in self._said:
+            self._said.add((backing, choice.method))
+            level = logging.INFO if choice.method is Method.REMOVE else logging.WARNING
+            log.log(
+                level, "guest memory is %s: discard method is %s (%s)", backing, choice.method, choice.reason
+            )
+        return choice
+
+    def method(self, region: Region) -> Method:
+        """Return the method for a region of the current table."""
+        return self._choices[region].method
+
+    def release(self, region: Region, offset: int, length: int) -> None:
+        """Give back length bytes at offset, whole pages. Raises HostError if the kernel refuses.
+
+        The bounds are checked again because mmap.madvise clamps a range that passes the mapping's end in silence.
+        """
+        advice = _ADVICE[self.method(region)]
+        if offset < 0 or length <= 0 or offset + length > region.size:
+            raise ValueError("range outside its region")
+        try:
+            region.mapping.madvise(advice, offset, length)
+        except OSError as error:
+            raise HostError(f"the host refuses to take memory back: {error}") from error

@@ -1,0 +1,142 @@
+"""The guest's memory table: addresses of the guest and of the front end -> a region and an offset in it.
+
+Reads of guest buffers go through pread: reading a hole through a mapping would allocate it and charge us for it. Only
+the rings are used through the mapping, because their indices must be read and written whole.
+
+Not thread-safe and not a policy: what may be released is discard.py's and balloon.py's business. Used by session.py
+(builds the table), virtqueue.py (rings) and balloon.py (buffers).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from hostdev.errors import RequestError
+from hostdev.fds import Fd
+from hostdev.wire.vhost_user import MemoryRegion
+
+# What QEMU's libvhost-user offers. Each slot costs two descriptors here, ours and the one that mmap duplicates.
+MAX_REGIONS = 32
+
+_ADDRESS_SPACE = 1 << 64
+
+
+class Region:
+    """One mapped region of guest memory. Owns its descriptor and its mapping until close()."""
+
+    def __init__(self, description: MemoryRegion, fd: Fd) -> None:
+        """Check the description against the file and map it. Raises RequestError; fd is then still the caller's."""
+        _check(description, fd)
+        self.guest_address = description.guest_address
+        self.size = description.size
+        self.user_address = description.user_address
+        self.file_offset = description.mmap_offset
+        try:
+            self.mapping = mmap.mmap(fd.fileno(), self.size, mmap.MAP_SHARED, offset=self.file_offset)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"guest memory cannot be mapped: {error}") from error
+        self.mapping.madvise(mmap.MADV_DONTDUMP)
+        # st_blksize is the huge page on hugetlbfs, the base page on tmpfs: what a punch must be aligned to.
+        self.page_size = max(os.fstat(fd.fileno()).st_blksize, mmap.PAGESIZE)
+        self.fd = fd
+
+    @property
+    def guest_end(self) -> int:
+        """The first guest physical address after the region."""
+        return self.guest_address + self.size
+
+    @property
+    def user_end(self) -> int:
+        """The first front-end address after the region."""
+        return self.user_address + self.size
+
+    def close(self) -> None:
+        """Unmap and close. Views into the mapping must have been released before."""
+        self.mapping.close()
+        self.fd.close()
+
+
+def _check(description: MemoryRegion, fd: Fd) -> None:
+    """Refuse a description that does not fit its file or the address space."""
+    if description.size == 0:
+        raise RequestError("memory region of size 0")
+    for base in (description.guest_address, description.user_address, description.mmap_offset):
+        if base + description.size > _ADDRESS_SPACE:
+            raise RequestError("memory region passes the end of the address space")
+    if description.mmap_offset % mmap.ALLOCATIONGRANULARITY or description.guest_address % mmap.PAGESIZE:
+        raise RequestError("memory region is not aligned to a page")
+    if os.fstat(fd.fileno()).st_size < description.mmap_offset + description.size:
+        raise RequestError(
+            "memory region is longer than its file: size of the memory backend and of -m must agree"
+        )
+
+
+class Part(NamedTuple):
+    """A piece of guest memory inside one region. offset: bytes from the region's start."""
+
+    region: Region
+    offset: int
+    length: int
+
+
+class MemoryTable:
+    """The regions of one guest, ordered by guest address; they overlap neither there nor in the front end's space."""
+
+    def __init__(self, regions: Iterable[Region] = ()) -> None:
+        """Raises RequestError for overlaps or too many regions; the regions are then still the caller's."""
+        self.regions = tuple(sorted(regions, key=lambda region: region.guest_address))
+        if len(self.regions) > MAX_REGIONS:
+            raise RequestError(f"more than {MAX_REGIONS} memory regions")
+        self._starts = [region.guest_address for region in self.regions]
+        _refuse_overlap([(region.guest_address, region.guest_end) for region in self.regions])
+        _refuse_overlap(sorted((region.user_address, region.user_end) for region in self.regions))
+
+    def split(self, address: int, length: int) -> Iterator[Part]:
+        """Yield the parts of a guest physical range that lie in regions, in order. Holes are left out."""
+        end = address + length
+        index = max(0, bisect_right(self._starts, address) - 1)
+        for region in self.regions[index:]:
+            if region.guest_address >= end:
+                return
+            first, last = max(address, region.guest_address), min(end, region.guest_end)
+            if first < last:
+                yield Part(region, first - region.guest_address, last - first)
+
+    def read(self, address: int, length: int) -> bytes | None:
+        """Copy length bytes at a guest physical address; None unless all of them are inside regions."""
+        pieces = [
+            os.pread(part.region.fd.fileno(), part.length, part.region.file_offset + part.offset)
+            for part in self.split(address, length)
+        ]
+        data = b"".join(pieces)
+        return data if len(data) == length else None
+
+    def view(self, user_address: int, length: int) -> memoryview:
+        """Return a writable view of length bytes at a front-end address. Raises RequestError if no region holds it.
+
+        The view must be released before its region is closed.
+        """
+        for region in self.regions:
+            if region.user_address <= user_address and user_address + length <= region.user_end:
+                offset = user_address - region.user_address
+                return memoryview(region.mapping)[offset : offset + length]
+        raise RequestError("no memory region holds this part of the ring")
+
+    def find(self, description: MemoryRegion) -> Region | None:
+        """Return the region with this guest address, front-end address and size, as REM_MEM_REG names it."""
+        for region in self.regions:
+            known = (region.guest_address, region.user_address, region.size)
+            if known == (description.guest_address, description.user_address, description.size):
+                return region
+        return None
+
+
+def _refuse_overlap(bounds: list[tuple[int, int]]) -> None:
+    for (_start, end), (start, _end) in pairwise(bounds):
+        if start < end:
+            raise RequestError("memory regions overlap")

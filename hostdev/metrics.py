@@ -1,0 +1,97 @@
+"""Counters of one guest's device, and their text form with Prometheus names.
+
+Bytes and counts only ever grow; labels are few and never chosen by the guest. Written to a file for the lab and for a
+textfile collector (--metrics-file); no server here. Used by balloon.py and worker.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+PREFIX = "vhost_user_balloon"
+
+# Family, labels, help. A sample of a family that is not here is a defect, so add() refuses it.
+FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "released_bytes_total": (
+        ("cause", "method"),
+        "Bytes given back, by what named them and by the call that was used.",
+    ),
+    "withheld_bytes_total": (("cause", "reason"), "Bytes that the guest named and that were not given back."),
+    "chains_total": (("queue",), "Descriptor chains returned to the guest."),
+    "buffers_total": (("queue",), "Descriptors (scatterlist entries) in those chains."),
+    "deflated_pages_total": ((), "Pages of 4096 bytes that the guest took back from the balloon."),
+    "guest_errors_total": (("kind",), "Chains and rings that broke the virtio rules."),
+    "host_errors_total": (("errno",), "Refusals of madvise."),
+    "messages_total": (("request",), "vhost-user messages handled."),
+    "refused_messages_total": (("request",), "vhost-user messages that could not be granted."),
+}
+GAUGES: dict[str, str] = {
+    "negotiated_features": "virtio feature bits that the guest's driver accepted, as a number.",
+    "inert": "1 if the device answers everything and releases nothing after an error of its own.",
+    "guest_memory_bytes": "Size of the guest memory in the memory table.",
+    "worker_cpu_seconds": "User and system time of the worker process.",
+}
+
+# A log line at the first, second, fourth, eighth ... occurrence: a guest can grow the log only with the logarithm of
+# what it does.
+
+
+def worth_logging(count: int) -> bool:
+    """True at powers of two."""
+    return count & (count - 1) == 0
+
+
+class Metrics:
+    """The counters and gauges of one device."""
+
+    def __init__(self) -> None:
+        self._counters: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self.gauges: dict[str, float] = dict.fromkeys(GAUGES, 0)
+
+    def add(self, family: str, amount: int = 1, *labels: str) -> int:
+        """Add amount to one sample and return its new value. Raises KeyError or ValueError for an undeclared sample."""
+        names, _help = FAMILIES[family]
+        if len(names) != len(labels):
+            raise ValueError(f"{family} has the labels {names}")
+        self._counters[family, labels] += amount
+        return self._counters[family, labels]
+
+    def value(self, family: str, *labels: str) -> int:
+        """Return one sample; with fewer labels than the family has, the sum over the missing ones."""
+        return sum(
+            count
+            for (name, have), count in self._counters.items()
+            if name == family and have[: len(labels)] == labels
+        )
+
+    def exposition(self) -> str:
+        """Return all samples in Prometheus' text format."""
+        lines: list[str] = []
+        for family, (names, description) in FAMILIES.items():
+            lines += [f"# HELP {PREFIX}_{family} {description}", f"# TYPE {PREFIX}_{family} counter"]
+            for (name, labels), count in sorted(self._counters.items()):
+                if name == family:
+                    lines.append(f"{PREFIX}_{family}{_labels(names, labels)} {count}")
+        for gauge, description in GAUGES.items():
+            lines += [f"# HELP {PREFIX}_{gauge} {description}", f"# TYPE {PREFIX}_{gauge} gauge"]
+            lines.append(f"{PREFIX}_{gauge} {self.gauges[gauge]}")
+        return "\n".join(lines) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Replace the file at path by the current samples; a reader sees the old or the new, never half."""
+        self.gauges["worker_cpu_seconds"] = time.process_time()
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            fresh.write_text(self.exposition())
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    pairs = ",".join(f'{name}="{value}"' for name, value in zip(names, values, strict=True))
+    return f"{{{pairs}}}" if pairs else ""
