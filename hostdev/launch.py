@@ -1,0 +1,154 @@
+"""Options of vhost-user-balloon, the checks that fail early, and the start of the keeper.
+
+QEMU's back end program conventions first (--socket-path, --fd; no daemonizing; SIGTERM ends it), our own options after.
+Each bad start is one line that names the cause and the fix. Used by cli.py only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hostdev import __version__
+from hostdev.discard import AUTO, REQUESTS
+from hostdev.errors import BalloonError, SetupError, UnsupportedHostError
+from hostdev.keeper import TERMINATING, Keeper
+from hostdev.listening import ListeningPath, inherited, is_listening
+from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
+from hostdev.worker import Options
+
+PROGRAM = "vhost-user-balloon"
+
+LOG_LEVELS = {
+    "off": logging.CRITICAL + 1,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+EXAMPLES = f"""\
+example, in two terminals:
+  {PROGRAM} --socket-path=/tmp/balloon.sock
+  qemu-system-x86_64 -m 1G -M q35,memory-backend=mem \\
+    -object memory-backend-memfd,id=mem,size=1G,share=on \\
+    -chardev socket,id=balloon,path=/tmp/balloon.sock \\
+    -device vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs=5,config_size=16,vq_size=128 ...
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An error is one line: the cause, and where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, check, serve. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=LOG_LEVELS[options.log_level],
+        format=f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return _serve(options)
+    except BalloonError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201  (one line, whatever the log level)
+        return error.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="A virtio-balloon device outside the VMM: gives a guest's free memory back to the host.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--socket-path", metavar="PATH", help="listen on this unix socket, made with mode 0600"
+    )
+    where.add_argument(
+        "--fd",
+        "--socket-fd",
+        type=int,
+        metavar="FDNUM",
+        help="use this inherited socket, connected or listening",
+    )
+    parser.add_argument(
+        "--print-capabilities", action="store_true", help="print what this back end can do, as JSON"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="end after one front end has gone instead of serving the next"
+    )
+    parser.add_argument(
+        "--discard",
+        choices=REQUESTS,
+        default=AUTO,
+        help="how memory is given back; auto (the default) takes what really frees the guest's backing",
+    )
+    parser.add_argument(
+        "--features",
+        default="",
+        metavar="+NAME,-NAME",
+        help="offer or withhold virtio features, e.g. --features=-page_poison",
+    )
+    parser.add_argument(
+        "--metrics-file", type=Path, metavar="PATH", help="keep counters there in Prometheus' text format"
+    )
+    parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), default="info", help="default: info")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    _check_host()
+    # Held back until the keeper has its handlers: a signal in between would leave the socket behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
+    _check_metrics_file(options.metrics_file)
+    device = Options(options.discard, parse_features(options.features), options.metrics_file)
+    if options.fd is not None:
+        given = inherited(options.fd)
+        with given:
+            if is_listening(given):
+                return Keeper(device, listener=given, once=options.once).run()
+            return Keeper(device, listener=None, once=True).run(given)
+    with ListeningPath(options.socket_path) as listener:
+        return Keeper(device, listener=listener, once=options.once).run()
+
+
+def _check_host() -> None:
+    """Refuse a host whose memory order virtqueue.py does not rely on."""
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        raise UnsupportedHostError(
+            f"this is {platform.machine()} on {sys.platform}: the device needs the store order of x86-64 and Linux"
+        )
+
+
+def _check_metrics_file(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise SetupError(f"--metrics-file {path}: it must be a file in a folder that can be written to")
+
+
+def parse_features(text: str) -> Feature:
+    """Apply "+name,-name" to the default features. Raises SetupError for a name that is none."""
+    features = DEFAULT_FEATURES
+    for word in filter(None, text.split(",")):
+        sign, name = word[0], word[1:].upper().replace("-", "_")
+        if sign not in "+-" or name not in Feature.__members__:
+            known = ", ".join(feature.lower() for feature in Feature.__members__)
+            raise SetupError(f"--features {word!r}: write +name or -name, comma-separated, of {known}")
+        features = features | Feature[name] if sign == "+" else features & ~Feature[name]
+    return features

@@ -1,0 +1,104 @@
+"""Where front ends come from: a unix socket made at a path, or one that was inherited.
+
+Used by launch.py. Everything wrong with a path or a descriptor is a SetupError that names the fix.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from hostdev.errors import SetupError
+
+# struct sockaddr_un has room for 108 bytes, the last of which Linux wants to be NUL for a path.
+MAX_SOCKET_PATH = 107
+
+
+def inherited(number: int) -> socket.socket:
+    """Take over an inherited unix stream socket, connected or listening."""
+    try:
+        given = socket.socket(fileno=number)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"--fd {number}: not an inherited socket: {error}") from error
+    if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
+        given.detach()
+        raise SetupError(f"--fd {number}: not a unix stream socket")
+    given.set_inheritable(False)
+    return given
+
+
+class ListeningPath:
+    """A unix socket that listens at a path, removed again at the end if it is still the one made here."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+
+    def __enter__(self) -> socket.socket:
+        length = len(os.fsencode(self._path))
+        if length > MAX_SOCKET_PATH:
+            raise SetupError(
+                f"--socket-path is {length} bytes long, a unix socket's path has at most {MAX_SOCKET_PATH}: "
+                "use a shorter one"
+            )
+        self._make_room()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            self._listener.bind(self._path)
+            made = os.lstat(self._path)
+            self._identity = made.st_dev, made.st_ino
+            self._listener.listen(1)
+        except OSError as error:
+            self.__exit__()
+            raise SetupError(f"--socket-path {self._path}: {error.strerror}: {_hint(self._path)}") from error
+        finally:
+            os.umask(mask)
+        return self._listener
+
+    def _make_room(self) -> None:
+        """Remove a socket that a program left behind; refuse anything else that is at the path."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return  # nothing there, or bind() will say why it cannot be looked at
+        if not stat.S_ISSOCK(found.st_mode):
+            raise SetupError(
+                f"--socket-path {self._path} is taken by something that is not a socket: choose another path"
+            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self._path)
+            except ConnectionRefusedError:
+                Path(self._path).unlink()
+                return
+            except OSError as error:
+                raise SetupError(f"--socket-path {self._path} is taken: {error.strerror}") from error
+        raise SetupError(
+            f"--socket-path {self._path} is taken: another program listens there, choose another path"
+        )
+
+    def __exit__(self, *_error: object) -> None:
+        self._listener.close()
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return
+        if (found.st_dev, found.st_ino) == self._identity:
+            Path(self._path).unlink()
+
+
+def _hint(path: str) -> str:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} cannot be written to, choose another"
+    return "choose another path"
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Tell a listening socket from a connected one: --fd is given both ways (libvirt, virtiofsd, QEMU's own)."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

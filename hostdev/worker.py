@@ -1,0 +1,205 @@
+"""The loop of one guest: the keeper's channel first, then the rings, in bounded steps.
+
+A process of its own, forked by the keeper. It has the guest's memory mapped and its eventfds open, and nothing else: its
+first act is to close every descriptor that is not on its list. It never sees the front end's socket.
+
+One of the two loops that may never die: an unexpected error makes the device inert, with a traceback in the log, and
+the loop goes on answering. The process ends when the keeper closes the channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostdev import fds
+from hostdev.balloon import Balloon, Step
+from hostdev.discard import AUTO, Discarder
+from hostdev.errors import RingError, StreamError
+from hostdev.metrics import Metrics
+from hostdev.session import Session
+from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
+from hostdev.wire.channel import ANSWER, MAX_DATAGRAM, Action, Answer
+from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
+
+log = logging.getLogger(__name__)
+
+# How stale the metrics file may be, in seconds, while something changes. While nothing does there is no wake-up.
+METRICS_PERIOD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says about the device."""
+
+    discard: str = AUTO
+    features: Feature = DEFAULT_FEATURES
+    metrics_file: Path | None = None
+
+
+class Worker:
+    """One guest's device at work."""
+
+    def __init__(self, channel: socket.socket, options: Options) -> None:
+        self._channel = channel
+        self._metrics = Metrics()
+        self._metrics_file = options.metrics_file
+        self._metrics_due: float | None = None
+        self.balloon = Balloon(options.features, Discarder(options.discard), self._metrics)
+        self.session = Session(self.balloon, self._metrics)
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._kicks: dict[int, int] = {}
+        self._runnable: set[int] = set()
+
+    def run(self) -> None:
+        """Serve until the keeper closes the channel."""
+        try:
+            while self._turn():
+                pass
+        finally:
+            self.session.close()
+            self._write_metrics()
+
+    def _turn(self) -> bool:
+        """Wait, then handle at most one message and one step of each ring that has work."""
+        events = dict(self._poll.poll(self._timeout()))
+        if events.pop(self._channel.fileno(), 0) and not self._serve_channel():
+            return False
+        for number in events:
+            self._take_kick(number)
+        for index in sorted(self._runnable):
+            self._serve_ring(index)
+        if self._metrics_due is not None and time.monotonic() >= self._metrics_due:
+            self._write_metrics()
+        return True
+
+    def _timeout(self) -> float | None:
+        """Milliseconds until the loop must look up without being called; None for as long as it takes."""
+        if self._runnable:
+            return 0
+        if self._metrics_due is None:
+            return None
+        return max(0.0, self._metrics_due - time.monotonic()) * 1000
+
+    # The keeper's channel
+
+    def _serve_channel(self) -> bool:
+        """Answer one message with one datagram. False when the keeper has closed."""
+        data, received = fds.receive(self._channel, MAX_DATAGRAM)
+        if not data:
+            return False
+        answer = self._answer(data, received)
+        self._watch_kicks()
+        self._touch_metrics()
+        self._channel.send(ANSWER.encode(answer))
+        return True
+
+    def _answer(self, data: bytes, received: list[fds.Fd]) -> Answer:
+        header, payload = HEADER.decode(data[:HEADER_SIZE]), data[HEADER_SIZE:]
+        try:
+            return Answer(Action.CONTINUE, self.session.handle(header, payload, received))
+        except StreamError as error:
+            log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
+            return Answer(Action.CLOSE, b"")
+        except Exception:
+            log.exception("unexpected error in a message")
+            self.balloon.make_inert("an unexpected error in a message")
+            return Answer(Action.CONTINUE, self.session.refusal(header, payload))
+
+    def _watch_kicks(self) -> None:
+        """Make the poll set follow the session's rings, and look at each ring that is ready.
+
+        Looked at without waiting for a kick: Linux queues its statistics buffer before DRIVER_OK, what was offered
+        before a ring was enabled is not announced again, and a chain abandoned for a new memory table is offered anew.
+        """
+        ready = {
+            ring.kick.fileno(): index
+            for index, ring in enumerate(self.session.rings)
+            if ring.started and ring.enabled and ring.kick is not None
+        }
+        for number in self._kicks.keys() - ready.keys():
+            # poll() forgets a number without caring if it is still open: a closed kick needs no special case.
+            self._poll.unregister(number)
+        for number in ready.keys() - self._kicks.keys():
+            self._poll.register(number, select.POLLIN)
+        self._runnable = set(ready.values())
+        self._kicks = ready
+
+    # Rings
+
+    def _take_kick(self, number: int) -> None:
+        index = self._kicks.get(number)
+        if index is None:
+            return
+        kick = self.session.rings[index].kick
+        if kick is not None and fds.drain_event(kick):
+            self._runnable.add(index)
+
+    def _serve_ring(self, index: int) -> None:
+        """Do one step of a ring and signal the guest if chains were returned."""
+        step = self._step(index)
+        if not step.more:
+            self._runnable.discard(index)
+        if step.returned:
+            call = self.session.rings[index].call
+            if call is not None:
+                fds.signal_event(call)
+        self._touch_metrics()
+
+    def _step(self, index: int) -> Step:
+        """Service a ring. After an unexpected error it is tried once more, inert, so that the guest gets its answer."""
+        try:
+            return self.balloon.service(index)
+        except RingError as error:
+            log.warning("%s", error)
+            return Step(returned=False, more=False)
+        except Exception:
+            log.exception("unexpected error in ring %d", index)
+            was_inert = self.balloon.inert
+            self.balloon.make_inert(f"an unexpected error in ring {index}")
+            return Step(returned=False, more=not was_inert)
+
+    # Metrics
+
+    def _touch_metrics(self) -> None:
+        if self._metrics_file is not None and self._metrics_due is None:
+            self._metrics_due = time.monotonic() + METRICS_PERIOD
+
+    def _write_metrics(self) -> None:
+        self._metrics_due = None
+        if self._metrics_file is None:
+            return
+        try:
+            self._metrics.write(self._metrics_file)
+        except OSError as error:
+            log.error("no more metrics: %s: %s", self._metrics_file, error.strerror)  # noqa: TRY400
+            self._metrics_file = None
+
+
+def start(channel: socket.socket, options: Options) -> int:
+    """Become the worker in a freshly forked process. Returns the exit status."""
+    _isolate(channel)
+    Worker(channel, options).run()
+    return 0
+
+
+def _isolate(channel: socket.socket) -> None:
+    """Close what the fork handed over, close-on-exec or not, and take signals back from the keeper.
+
+    SIGINT is ignored: Ctrl-C reaches the whole process group, and the keeper is who decides what it means.
+    """
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if number > 2 and number != channel.fileno():
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
+                os.close(number)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
