@@ -7,7 +7,7 @@
     +-- LockTimeoutError         another process held a lock file for too long
     +-- VmError                  a running QEMU
         +-- QemuExitedError      it ended by itself; carries the last lines it wrote
-        +-- DeadlineError        it did not answer or change in time (a TimeoutError as well)
+        +-- DeadlineError        it did not answer or change in time
         +-- CommandDeniedError   a command that is known to crash QEMU: it was not sent
         +-- CommandFailedError   QEMU answered with an error; carries its class
         +-- MonitorClosedError   the QMP connection is not open
@@ -71,7 +71,7 @@ class QemuExitedError(VmError):
         self.last_lines = tuple(last_lines)
 
 
-class DeadlineError(VmError, TimeoutError):
+class DeadlineError(VmError):
     """QEMU did not answer, or did not come to a state, in time."""
 
 

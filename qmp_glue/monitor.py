@@ -66,6 +66,11 @@ class Monitor:
         self._events = EventListener()
         self._client.register_listener(self._events)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether commands can be sent."""
+        return self._client.runstate is Runstate.RUNNING
+
     async def connect(self, connection: socket.socket, *, seconds: float) -> None:
         """Await the greeting and negotiate. Raises DeadlineError, and MonitorClosedError if the peer hangs up."""
         try:
@@ -78,7 +83,7 @@ class Monitor:
         except ConnectError as error:
             raise MonitorClosedError(f"QMP did not come up: {error.exc!r}; see what QEMU wrote") from error
         finally:
-            if self._client.runstate is not Runstate.RUNNING:
+            if not self.is_open:
                 connection.close()
 
     async def execute(

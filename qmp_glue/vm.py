@@ -89,12 +89,6 @@ class VirtualMachine:
             with theirs:
                 self._spawn(theirs.fileno())
             await self.monitor.connect(ours, seconds=seconds)
-        except OSError as error:
-            ours.close()
-            await self.close()
-            raise VmError(
-                f"{self.qemu.argv[0]} does not start ({error.strerror}): name another QEMU"
-            ) from error
         except BaseException as error:
             ours.close()
             exited = await self._explained(error)
@@ -107,16 +101,21 @@ class VirtualMachine:
         machine = replace(self.machine, qmp=qmp)
         # Closed by close(), which outlives this block.
         self._log = self._log_path.open("w+b") if self._log_path else tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*self.qemu.argv, *arguments(machine)],
-            env=os.environ | dict(self.qemu.env),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=inherited_fds(machine),
-            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509
-            process_group=0,  # Ctrl-C is for us: QEMU is then ended in order
-        )
+        try:
+            self._process = subprocess.Popen(
+                [*self.qemu.argv, *arguments(machine)],
+                env=os.environ | dict(self.qemu.env),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=inherited_fds(machine),
+                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509
+                process_group=0,  # Ctrl-C is for us: QEMU is then ended in order
+            )
+        except OSError as error:
+            raise VmError(
+                f"{self.qemu.argv[0]} does not start ({error.strerror}): name another QEMU"
+            ) from error
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
@@ -223,9 +222,10 @@ class VirtualMachine:
             self._reap()
 
     async def _end(self) -> None:
-        with contextlib.suppress(VmError):
-            await self.quit()
-            return
+        if self.monitor.is_open:
+            with contextlib.suppress(VmError):
+                await self.quit(seconds=QUIT_SECONDS)
+                return
         self._started().terminate()
         with contextlib.suppress(DeadlineError):
             await self.wait(seconds=TERMINATE_SECONDS)
