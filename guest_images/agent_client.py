@@ -1,0 +1,303 @@
+"""The host's side of the agent: calls over one connected socket, several in flight, each with a deadline.
+
+It is the counterpart of `guest_images.agent` and knows nothing of QEMU: whoever starts the guest hands over the socket
+behind its virtio-serial port. `balloonlab` and tests use it:
+
+    client = AgentClient(host_end)
+    await client.hello(deadline=60)
+    before = await client.meminfo()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
+
+from guest_images.errors import (
+    AgentError,
+    AgentGarbageError,
+    AgentGoneError,
+    AgentRefusedError,
+    AgentTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+# One answer: two streams of agent.MAX_OUTPUT bytes, each byte escaped to six characters at worst, and some framing.
+MAX_LINE = 4 << 20
+# Lines that are no answer of ours: a guest that is reset may cut one, a console misdirected here sends thousands.
+MAX_GARBAGE = 64
+# An answer to a quick call comes within milliseconds; an emulated guest on a busy machine has been seen to need 2 s.
+CALL_DEADLINE_S = 15.0
+# A guest's boot under TCG takes 4 to 8 s on an idle machine.
+HELLO_DEADLINE_S = 120.0
+# A fill writes some 500 MB/s under TCG; on a machine that is ten times slower 8 GiB still end in time.
+FILL_DEADLINE_S = 180.0
+RUN_DEADLINE_S = 60.0
+
+Answer = TypeVar("Answer")
+FillKind = Literal["anonymous", "tmpfs"]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who answers: the guest's kernel and Python, the protocol's version, the guest's uptime in seconds."""
+
+    kernel: str
+    python: str
+    protocol: int
+    uptime: float
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command's end: `status` is its exit status, negative for a signal. Texts are cut at agent.MAX_OUTPUT bytes."""
+
+    status: int
+    stdout: str
+    stderr: str
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Memory that the guest holds: its handle, its size in bytes, the seconds it took to write."""
+
+    handle: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A comparison of held memory with what was written: `first_mismatch` is a byte offset, None where all is well."""
+
+    bytes: int
+    mismatched_pages: int
+    first_mismatch: int | None
+
+
+class _Line(msgspec.Struct):
+    """What the agent sends: an answer, or its greeting."""
+
+    id: int | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: str | None = None
+    hello: str | None = None
+
+
+class AgentClient:
+    """Calls to one guest's agent. Errors: AgentRefusedError, AgentTimeoutError, AgentGoneError, AgentGarbageError."""
+
+    def __init__(self, channel: socket.socket | Path) -> None:
+        """Take a connected socket, which then belongs to the client, or the path of one that QEMU listens on."""
+        self._channel = channel
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[msgspec.Raw]] = {}
+        self._greeted = asyncio.Event()
+        self._end: AgentError | None = None
+        self._last_id = 0
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Begin to read. Called by the first call if it was not before. Raises AgentGoneError."""
+        if self._reading is not None:
+            return
+        try:
+            if isinstance(self._channel, socket.socket):
+                streams = await asyncio.open_connection(sock=self._channel, limit=MAX_LINE)
+            else:
+                streams = await asyncio.open_unix_connection(self._channel, limit=MAX_LINE)
+        except OSError as error:
+            raise AgentGoneError(
+                f"cannot connect to the agent's port ({error}): start the guest first"
+            ) from error
+        self._writer = streams[1]
+        self._reading = asyncio.create_task(self._read(streams[0]))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way fail with AgentGoneError."""
+        if self._reading is None or self._writer is None:
+            if isinstance(self._channel, socket.socket):
+                self._channel.close()
+            return
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._fail(AgentGoneError("the connection to the agent was closed on this side: make a new client"))
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    # --- reading ---
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Deliver answers until the connection ends; then fail what is still waiting."""
+        try:
+            self._fail(await self._deliver_all(reader))
+        except ValueError:  # readline's, for a line beyond its limit
+            self._fail(
+                AgentGarbageError(f"a line on the agent's port exceeds {MAX_LINE} bytes: is it a console?")
+            )
+        except OSError as error:
+            self._fail(AgentGoneError(f"the agent's port broke ({error}): QEMU died, see what it wrote"))
+
+    async def _deliver_all(self, reader: asyncio.StreamReader) -> AgentError:
+        """Deliver lines; return why there are no more."""
+        garbage = 0
+        while line := await reader.readline():
+            garbage += not self._deliver(line)
+            if garbage > MAX_GARBAGE:
+                return AgentGarbageError(
+                    f"{garbage} lines on the agent's port are no answers: {line[:80]!r}: is it a console?"
+                )
+        return AgentGoneError("the guest closed the agent's port: it died or powered off, see its console")
+
+    def _deliver(self, text: bytes) -> bool:
+        """Hand one line on; return whether it was the agent's."""
+        try:
+            line = msgspec.json.decode(text, type=_Line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if line.hello is not None:
+            self._greeted.set()
+            return True
+        waiting = self._waiting.pop(line.id, None) if line.id is not None else None
+        if waiting is None or waiting.done():
+            # The answer to a call that was given up, or to another client's before a reconnection.
+            return line.id is not None
+        if line.error is not None:
+            waiting.set_exception(AgentRefusedError(f"the agent refused: {line.error}"))
+        else:
+            waiting.set_result(line.result)
+        return True
+
+    def _fail(self, error: AgentError) -> None:
+        self._end = self._end or error
+        self._greeted.set()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        self._waiting.clear()
+
+    # --- calling ---
+
+    async def call(self, name: str, *, deadline: float = CALL_DEADLINE_S, **arguments: object) -> object:
+        """Make one call and return its result as plain Python values; `deadline` is in seconds."""
+        return await self._call(name, object, deadline, arguments)
+
+    async def _call(
+        self, name: str, kind: type[Answer], deadline: float, arguments: dict[str, object]
+    ) -> Answer:
+        await self.connect()
+        if self._end is not None:
+            raise self._end
+        self._last_id += 1
+        number = self._last_id
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            async with asyncio.timeout(deadline):
+                await self._send({"id": number, "call": name, **arguments})
+                raw = await answer
+            return msgspec.json.decode(raw, type=kind)
+        except TimeoutError as error:
+            text = (
+                f"no answer to {name!r} within {deadline} s: raise the deadline, or see the guest's console"
+            )
+            raise AgentTimeoutError(text) from error
+        except msgspec.ValidationError as error:
+            raise AgentGarbageError(
+                f"the answer to {name!r} is malformed ({error}): rebuild the guest"
+            ) from error
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _send(self, request: dict[str, object]) -> None:
+        assert self._writer is not None  # connect() has returned
+        try:
+            self._writer.write(msgspec.json.encode(request) + b"\n")
+            await self._writer.drain()
+        except OSError as error:
+            raise AgentGoneError(f"the agent's port broke ({error}): QEMU died, see what it wrote") from error
+
+    async def hello(self, *, deadline: float = HELLO_DEADLINE_S) -> Hello:
+        """Wait until the agent has greeted, in any life of the guest, and return who it is."""
+        await self.connect()
+        try:
+            async with asyncio.timeout(deadline):
+                await self._greeted.wait()
+        except TimeoutError as error:
+            text = (
+                f"the agent did not greet within {deadline} s: see the guest's console for what init reports"
+            )
+            raise AgentTimeoutError(text) from error
+        return await self.ping()
+
+    async def ping(self, *, deadline: float = CALL_DEADLINE_S) -> Hello:
+        """Return who answers."""
+        return await self._call("ping", Hello, deadline, {})
+
+    async def meminfo(self, *, deadline: float = CALL_DEADLINE_S) -> dict[str, int]:
+        """Return the guest's /proc/meminfo, sizes in bytes."""
+        return await self._call("meminfo", dict[str, int], deadline, {})
+
+    async def buddyinfo(self, *, deadline: float = CALL_DEADLINE_S) -> dict[str, list[int]]:
+        """Return the free blocks by order of each "node/zone"."""
+        return await self._call("buddyinfo", dict[str, list[int]], deadline, {})
+
+    async def read(self, path: str, *, deadline: float = CALL_DEADLINE_S) -> str:
+        """Return the first agent.MAX_OUTPUT bytes of a /proc or /sys file."""
+        return await self._call("read", str, deadline, {"path": path})
+
+    async def write(self, path: str, text: str, *, deadline: float = CALL_DEADLINE_S) -> None:
+        """Write a /proc or /sys file."""
+        await self._call("write", object, deadline, {"path": path, "text": text})
+
+    async def run(self, command: str | Sequence[str], *, deadline: float = RUN_DEADLINE_S) -> Ran:
+        """Run a shell line, or a program with its arguments; the agent kills it at the deadline."""
+        words: dict[str, object] = {"line": command} if isinstance(command, str) else {"argv": list(command)}
+        return await self._call("run", Ran, deadline + CALL_DEADLINE_S, {**words, "deadline": deadline})
+
+    async def fill(
+        self, kind: FillKind, size: int, *, seed: int = 0, deadline: float = FILL_DEADLINE_S
+    ) -> Filled:
+        """Have the guest hold `size` bytes that do not compress; a guest without room refuses."""
+        return await self._call("fill", Filled, deadline, {"kind": kind, "bytes": size, "seed": seed})
+
+    async def checksum(self, handle: int, *, deadline: float = FILL_DEADLINE_S) -> Checked:
+        """Compare every byte that a fill holds with what it wrote."""
+        return await self._call("checksum", Checked, deadline, {"handle": handle})
+
+    async def free(self, handle: int, *, deadline: float = FILL_DEADLINE_S) -> None:
+        """Give a fill's memory back to the guest's page allocator; it is free when this returns."""
+        await self._call("free", object, deadline, {"handle": handle})
+
+    async def drop_caches(self, *, deadline: float = RUN_DEADLINE_S) -> None:
+        """Have the guest drop its page cache, dentries and inodes."""
+        await self._call("drop_caches", object, deadline, {})
+
+    async def dmesg(self, *, deadline: float = RUN_DEADLINE_S) -> str:
+        """Return the guest's kernel log, its first agent.MAX_OUTPUT bytes."""
+        return await self._call("dmesg", str, deadline, {})
+
+    async def poweroff(self, *, deadline: float = CALL_DEADLINE_S) -> None:
+        """Have the guest power off; QEMU then ends by itself."""
+        await self._call("poweroff", object, deadline, {})

@@ -1,0 +1,97 @@
+"""Makes a guest that is ready to boot: `build_guest` is the entry point of this package.
+
+It joins a kernel, its modules and a user space into a kernel image and an initramfs in the cache. It starts nothing.
+Who boots guests (`balloonlab`, tests) calls it; `python -m guest_images build` is the same for a person.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from guest_images.files import write_atomically
+from guest_images.initramfs import initramfs, source_digest
+from guest_images.kernel import Kernel, debian_kernel, own_kernel
+from guest_images.modules import ModuleTree
+from guest_images.userland import userland_tree
+from qmp_glue import debian
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The release whose user space accompanies a user's own kernel: its libraries ask for Linux 3.2 at least.
+OWN_KERNEL_SUITE = "bookworm"
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """A guest to boot: `kernel` goes to QEMU's -kernel, `initrd` to -initrd; `pvh` says how the kernel starts."""
+
+    suite: str
+    kernel_version: str
+    kernel: Path
+    initrd: Path
+    pvh: bool
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What a build gave, so that the next one need not ask apt (2 s) for the same."""
+
+    sources: str
+    kernel_version: str
+    kernel: str
+    initrd: str
+    pvh: bool
+
+
+def build_guest(suite: str, *, progress: Callable[[str], None] = lambda _line: None) -> GuestImage:
+    """Return the guest with Debian's cloud kernel of a suite, one of `qmp_glue.debian.SUITES`.
+
+    What is in the cache is used; Debian's archive is asked for something newer once a day. `progress` gets a line for
+    each step that takes long. Raises DebianError where packages cannot be had, and ImageError.
+    """
+    record = debian.cache_root() / "guests" / f"{suite}.json"
+    known = _remembered(record, suite)
+    if known is not None:
+        return known
+    image = _join(debian_kernel(suite, progress=progress), suite, progress)
+    _remember(record, image)
+    return image
+
+
+def build_own_guest(
+    kernel: Path, modules_dir: Path, *, progress: Callable[[str], None] = lambda _line: None
+) -> GuestImage:
+    """Return a guest with a user's kernel (bzImage or vmlinux) and its lib/modules/VERSION directory.
+
+    Raises ModuleMissingError where the kernel lacks a needed module, KernelError, ElfError, DebianError.
+    """
+    return _join(own_kernel(kernel, modules_dir, progress=progress), OWN_KERNEL_SUITE, progress)
+
+
+def _join(kernel: Kernel, suite: str, progress: Callable[[str], None]) -> GuestImage:
+    modules = ModuleTree(kernel.modules_dir).closure()
+    tree = userland_tree(suite, progress=progress)
+    progress(f"packing the initramfs for Linux {kernel.version}")
+    return GuestImage(kernel.suite, kernel.version, kernel.image, initramfs(tree, modules), kernel.pvh)
+
+
+def _remembered(record: Path, suite: str) -> GuestImage | None:
+    """Return what the last build gave, None where it is old, of other sources, or gone."""
+    try:
+        fresh = time.time() - record.stat().st_mtime < debian.FRESH_SECONDS
+        found = msgspec.json.decode(record.read_bytes(), type=_Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+    image = GuestImage(suite, found.kernel_version, Path(found.kernel), Path(found.initrd), found.pvh)
+    there = image.kernel.is_file() and image.initrd.is_file()
+    return image if fresh and there and found.sources == source_digest() else None
+
+
+def _remember(record: Path, image: GuestImage) -> None:
+    found = _Record(source_digest(), image.kernel_version, str(image.kernel), str(image.initrd), image.pvh)
+    write_atomically(record, msgspec.json.encode(found))

@@ -1,0 +1,89 @@
+"""Packs the initramfs of a guest: init, busybox, Python, the agent and the modules, in load order.
+
+The archive is not compressed: QEMU copies it faster than an emulated guest unpacks it, and its memory is freed after
+boot. Images lie in the cache under the hash of everything that went in. `guest_images.build` uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guest_images import cpio
+from guest_images.files import atomic_file
+from guest_images.userland import userland
+from qmp_glue.debian import cache_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from guest_images.modules import Module
+    from guest_images.tree import Tree
+
+SOURCES = Path(__file__).parent
+INIT = SOURCES / "init"
+MODULES_DIR = "usr/lib/modules"
+MERGED = ("bin", "lib", "lib64", "sbin")
+EMPTY_DIRECTORIES = ("dev", "proc", "sys", "mnt", "tmp", "run")
+CONSOLE = (5, 1)  # Documentation/admin-guide/devices.txt: /dev/console, which init's own output needs
+
+
+def kernel_command_line(*words: str) -> str:
+    """Return the kernel's command line: the console on the serial port, a panic that ends the VM, and extra `words`.
+
+    QEMU must run with -no-reboot: panic=-1 reboots at once. Extra words are for example "init_on_free=1" or
+    "page_reporting.page_reporting_order=9" (since Linux 5.14).
+    """
+    # quiet: each console line costs an emulated serial port some milliseconds; warnings and worse still show.
+    # oops=panic is left out: an oops in a driver is for the agent's dmesg to show.
+    return " ".join(("console=ttyS0", "panic=-1", "quiet", "loglevel=4", *words))
+
+
+def source_digest() -> str:
+    """Return the hash of this package's own sources, the agent and init among them."""
+    digest = hashlib.sha256()
+    for path in sorted((*SOURCES.glob("*.py"), INIT)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def initramfs(tree: Tree, modules: Sequence[Module]) -> Path:
+    """Return the image for a user space and modules, built if the cache lacks it. Raises ImageError."""
+    place = cache_root() / "images" / f"{_digest(tree, modules)}.cpio"
+    if not place.is_file():
+        with atomic_file(place) as output:
+            cpio.write(with_parents(members(tree, modules)), output)
+    return place
+
+
+def _digest(tree: Tree, modules: Sequence[Module]) -> str:
+    digest = hashlib.sha256(f"{source_digest()} {tree.packages!r}".encode())
+    for module in modules:
+        digest.update(module.name.encode() + b"\0" + hashlib.sha256(module.data).digest())
+    return digest.hexdigest()[:32]
+
+
+def members(tree: Tree, modules: Sequence[Module]) -> list[cpio.Entry]:
+    """Return the image's members without their directories."""
+    order = "".join(f"{module.name}\n" for module in modules).encode()
+    return [
+        cpio.file("init", INIT.read_bytes(), executable=True),
+        *(cpio.directory(name) for name in EMPTY_DIRECTORIES),
+        cpio.character_device("dev/console", *CONSOLE),
+        *(cpio.symlink(name, "usr/bin" if name == "sbin" else f"usr/{name}") for name in MERGED),
+        cpio.file(f"{MODULES_DIR}/order", order),
+        *(cpio.file(f"{MODULES_DIR}/{module.name}.ko", module.data) for module in modules),
+        *userland(tree),
+    ]
+
+
+def with_parents(entries: Iterable[cpio.Entry]) -> list[cpio.Entry]:
+    """Return the entries, each preceded by the directories it lies in, each directory once."""
+    result: dict[str, cpio.Entry] = {}
+    for entry in entries:
+        parents = [str(parent) for parent in Path(entry.name).parents if str(parent) != "."]
+        for parent in reversed(parents):
+            result.setdefault(parent, cpio.directory(parent))
+        result[entry.name] = entry
+    return list(result.values())
