@@ -18,15 +18,24 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmp_glue import apt_sources
-from qmp_glue.errors import QmpGlueError
+from qmp_glue.errors import (
+    AptMissingError,
+    DebianError,
+    DownloadError,
+    KeyringMissingError,
+    MirrorMissingError,
+    QmpGlueError,
+    ResolutionError,
+    SignatureError,
+    UnpackError,
+)
+from qmp_glue.packages import LOCAL_SECONDS, Package, run_tool, unpack
 from qmp_glue.scratch import locked, scratch_directory
 
 if TYPE_CHECKING:
@@ -68,57 +77,6 @@ MIRROR_VARIABLE = "DEBIAN_MIRROR"
 FRESH_SECONDS = 24 * 3600  # Debian keeps superseded files on its mirrors for longer than a day.
 UPDATE_SECONDS = 600.0  # 10 MB of lists at 20 kB/s, the slowest line worth waiting for.
 DOWNLOAD_SECONDS = 3600.0  # 60 MB at the same pace.
-LOCAL_SECONDS = 120.0  # Resolving and unpacking one package touch no network.
-
-# A merged /usr, as in every Debian since 12: packages of both layouts then unpack into one tree.
-_MERGED = ("bin", "lib", "lib64", "sbin")
-
-
-class DebianError(QmpGlueError):
-    """Packages could not be had. The message names the cause and the fix."""
-
-
-class AptMissingError(DebianError):
-    """A program of Debian's package tools is not on this machine."""
-
-    exit_code = 3
-
-
-class MirrorMissingError(DebianError):
-    """This machine's apt configuration names no Debian mirror."""
-
-    exit_code = 3
-
-
-class KeyringMissingError(DebianError):
-    """Debian's archive keyring is not on this machine, so nothing could be verified."""
-
-    exit_code = 3
-
-
-class ResolutionError(DebianError):
-    """apt cannot install these names from this suite."""
-
-
-class DownloadError(DebianError):
-    """The mirror could not be reached, or does not have what was asked for."""
-
-
-class SignatureError(DownloadError):
-    """What came is not signed by Debian, or its hash does not match what was signed."""
-
-
-class UnpackError(DebianError):
-    """A package could not be unpacked, or its destination is already there."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """A downloaded, verified package in the cache."""
-
-    name: str
-    version: str
-    deb: Path
 
 
 def cache_root() -> Path:
@@ -150,7 +108,7 @@ def find_mirror() -> str:
 
 def _configured_sources() -> Iterator[apt_sources.Source]:
     """Read the files apt would read: Dir::Etc::sourcelist, then *.list and *.sources of Dir::Etc::sourceparts by name."""
-    shell = _run(
+    shell = run_tool(
         ["apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"]
     )
     found = dict(re.findall(r"^(\w+)='(.*)'$", shell.stdout, re.MULTILINE))
@@ -181,6 +139,7 @@ class Archive:
         self._home = root / "apt" / suite
         self._debs = root / "debs"
         self._updated = False
+        self._lock_fd = -1
 
     def update(self, *, force: bool = False) -> None:
         """Fetch and verify the suite's lists: at most once an instance, and not while they are fresh, unless forced."""
@@ -201,8 +160,9 @@ class Archive:
 
     def fetch(self, *names: str) -> list[Package]:
         """Resolve and download; where the mirror has moved on since the lists came, once more with new lists."""
+        wanted = self.closure(*names)
         try:
-            return self.download(self.closure(*names))
+            return self.download(wanted)
         except SignatureError:
             raise
         except DownloadError:
@@ -268,9 +228,12 @@ class Archive:
             )
         return Package(name, version, deb)
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the suite's lock. apt inherits it: where this process is killed, the lock is held while apt still works."""
         self._home.mkdir(parents=True, exist_ok=True)
-        return locked(self._home / "lock")
+        with locked(self._home / "lock") as self._lock_fd:
+            yield
 
     def _write_configuration(self) -> None:
         """Lay out the state directory. A '-' for sources would name a file; a directory that stays empty is exact."""
@@ -312,7 +275,9 @@ class Archive:
         self, *words: str, seconds: float, failure: type[DebianError], cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         options = [word for key, value in self._settings().items() for word in ("-o", f"{key}={value}")]
-        done = _run(["apt-get", "-q", *options, *words], seconds=seconds, cwd=cwd)
+        done = run_tool(
+            ["apt-get", "-q", *options, *words], seconds=seconds, cwd=cwd, pass_fds=[self._lock_fd]
+        )
         if done.returncode != 0:
             raise _apt_failure(done.stderr, self.suite, failure)
         return done
@@ -352,92 +317,6 @@ def _age_seconds(path: Path) -> float:
     except FileNotFoundError:
         return float("inf")
     return age if age >= 0 else float("inf")
-
-
-def unpack(packages: Iterable[Package], into: Path) -> None:
-    """Unpack the files of these packages into one new directory with a merged /usr: all of them, or no directory.
-
-    Owners are not kept, maintainer scripts do not run. Raises UnpackError, also where ``into`` is there and not empty,
-    and AptMissingError.
-    """
-    if into.exists() and any(into.iterdir()):
-        raise UnpackError(f"{into} is there and not empty: remove it or name another directory")
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(into.parent, into.name) as scratch:
-        root = scratch / "root"
-        for name in _MERGED:
-            (root / "usr" / name).mkdir(parents=True)
-            (root / name).symlink_to(f"usr/{name}")
-        for package in packages:
-            _unpack_one(package.deb, root)
-        try:
-            root.rename(into)
-        except OSError as error:
-            raise UnpackError(
-                f"cannot put the unpacked files at {into}: {error.strerror}; name another directory"
-            ) from error
-
-
-def _unpack_one(deb: Path, root: Path) -> None:
-    """Pipe dpkg-deb into tar: dpkg-deb knows the compressions, tar keeps sparse files and hard links."""
-    tar = [
-        "tar",
-        "--extract",
-        "--no-same-owner",
-        "--keep-directory-symlink",
-        f"--directory={root}",
-        "--file=-",
-    ]
-    with tempfile.TemporaryFile("w+") as log:
-        try:
-            with subprocess.Popen(
-                ["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stderr=log
-            ) as unpacker:
-                done = subprocess.run(
-                    tar, stdin=unpacker.stdout, stderr=log, timeout=LOCAL_SECONDS, check=False
-                )
-        except FileNotFoundError as error:
-            raise AptMissingError(_missing_program(error)) from error
-        except subprocess.TimeoutExpired as error:
-            raise UnpackError(
-                f"unpacking {deb} took over {LOCAL_SECONDS:.0f} s: is the disk full or slow?"
-            ) from error
-        if unpacker.returncode != 0 or done.returncode != 0:
-            log.seek(0)
-            raise UnpackError(
-                f"cannot unpack {deb}: remove it from the cache and try again\n  {log.read().strip()}"
-            )
-
-
-def _run(
-    command: Sequence[str], *, seconds: float = LOCAL_SECONDS, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a program of apt in the C locale, so that its output can be read, and with a deadline."""
-    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise AptMissingError(_missing_program(error)) from error
-    except subprocess.TimeoutExpired as error:
-        raise DownloadError(
-            f"{command[0]} was not done after {seconds:.0f} s: check network and disk, and try again"
-        ) from error
-
-
-def _missing_program(error: FileNotFoundError) -> str:
-    return (
-        f"{error.filename} is not on this machine: run this on Debian, or install the packages apt and dpkg"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,14 @@
 """The tree of qmp_glue's errors. Every message names the cause and the fix; ``exit_code`` is what a program returns.
 
     QmpGlueError                 2: usage or set-up
-    +-- debian.DebianError       packages could not be had (its children stand in debian.py)
+    +-- DebianError              packages could not be had
+    |   +-- AptMissingError      3: no apt or dpkg here
+    |   +-- MirrorMissingError   3: apt's configuration names no Debian mirror
+    |   +-- KeyringMissingError  3: nothing to verify with
+    |   +-- ResolutionError      the suite has no such packages
+    |   +-- DownloadError        the mirror is out of reach, or has not what was asked for
+    |   |   +-- SignatureError   what came is not Debian's
+    |   +-- UnpackError          a package or its destination is not as it must be
     +-- QemuNotFoundError        3: no QEMU that can front the device, and none could be fetched
     +-- MachineError             a machine that cannot be described to QEMU (a ValueError as well)
     +-- LockTimeoutError         another process held a lock file for too long
@@ -23,15 +30,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "AptMissingError",
     "CommandDeniedError",
     "CommandFailedError",
     "DeadlineError",
+    "DebianError",
+    "DownloadError",
+    "KeyringMissingError",
     "LockTimeoutError",
     "MachineError",
+    "MirrorMissingError",
     "MonitorClosedError",
     "QemuExitedError",
     "QemuNotFoundError",
     "QmpGlueError",
+    "ResolutionError",
+    "SignatureError",
+    "UnpackError",
     "VmError",
 ]
 
@@ -40,6 +55,44 @@ class QmpGlueError(Exception):
     """Something about QEMU, its machine or its packages failed."""
 
     exit_code = 2
+
+
+class DebianError(QmpGlueError):
+    """Packages could not be had. The message names the cause and the fix."""
+
+
+class AptMissingError(DebianError):
+    """A program of Debian's package tools is not on this machine."""
+
+    exit_code = 3
+
+
+class MirrorMissingError(DebianError):
+    """This machine's apt configuration names no Debian mirror."""
+
+    exit_code = 3
+
+
+class KeyringMissingError(DebianError):
+    """Debian's archive keyring is not on this machine, so nothing could be verified."""
+
+    exit_code = 3
+
+
+class ResolutionError(DebianError):
+    """apt cannot install these names from this suite."""
+
+
+class DownloadError(DebianError):
+    """The mirror could not be reached, or does not have what was asked for."""
+
+
+class SignatureError(DownloadError):
+    """What came is not signed by Debian, or its hash does not match what was signed."""
+
+
+class UnpackError(DebianError):
+    """A package could not be unpacked, or its destination is already there."""
 
 
 class QemuNotFoundError(QmpGlueError):

@@ -27,8 +27,8 @@ LOCK_POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold an exclusive lock on this file, made if need be. Raises LockTimeoutError when it stays taken."""
+def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[int]:
+    """Hold an exclusive lock on this file, made if need be; yield its descriptor, to pass to children. Raises LockTimeoutError when it stays taken."""
     deadline = time.monotonic() + seconds
     with path.open("a") as file:
         while not _try_lock(file.fileno()):
@@ -37,7 +37,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
                     f"another process has held {path} for {seconds:.0f} s: end it (fuser {path})"
                 )
             time.sleep(LOCK_POLL_SECONDS)
-        yield
+        yield file.fileno()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from qmp_glue.commandline import (
     arguments,
     inherited_fds,
 )
-from qmp_glue.inspect import inspect_arguments, setup_of
+from qmp_glue.inspect import inspect_arguments
+from qmp_glue.machine_setup import setup_of
 
 path_texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1).map(
     lambda text: "/d/" + text

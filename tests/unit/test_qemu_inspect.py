@@ -35,8 +35,10 @@ def inspect(line: str) -> list[Finding]:
         GOOD.replace("-m 1G", "-m size=1048576k,slots=2,maxmem=4G"),
         GOOD.replace("-machine", "-M").replace("q35", "type=q35"),
         GOOD.replace("memfd", "file").replace("share", "mem-path=/dev/shm,share"),
-        ("-m 1G -machine q35 -object memory-backend-memfd,id=a,size=512M -object memory-backend-memfd,id=b,size=512M "
-        "-numa node,memdev=a -numa node,memdev=b"),
+        (
+            "-m 1G -machine q35 -object memory-backend-memfd,id=a,size=512M -object memory-backend-memfd,id=b,size=512M "
+            "-numa node,memdev=a -numa node,memdev=b"
+        ),
         GOOD + " -object memory-backend-memfd,id=dimm,size=1G -device pc-dimm,memdev=dimm",
         """-machine memory-backend=m -m 1G -object '{"qom-type":"memory-backend-memfd","id":"m","size":1073741824}'""",
         GOOD + " -netdev vhost-user,id=n,chardev=x -object rng-random,id=r",
