@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -181,6 +182,17 @@ def test_unreachable_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own
         debian.Archive("trixie").update()
     assert not isinstance(caught.value, debian.SignatureError)
     assert not (own_cache / "apt" / "trixie" / "updated").exists()
+
+
+def test_refused_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """apt itself calls this a warning, and would go on with no lists at all."""
+    need("apt-get")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv(debian.MIRROR_VARIABLE, f"http://127.0.0.1:{taken.getsockname()[1]}/debian")
+        with pytest.raises(debian.DownloadError, match="Failed to fetch"):
+            debian.Archive("trixie").update()
 
 
 def test_unsigned_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
