@@ -310,17 +310,21 @@ class Child:
         self.buffer = b""
         self.outstanding: set[Any] = set()
         self.handle: int | None = None
+        self.freeing: int | None = None
 
     def take_lines(self) -> tuple[list[bytes], bool]:
         """Read what the child has said; return whole answers, and whether it has ended."""
-        part = self.channel.recv(1 << 20)
+        try:
+            part = self.channel.recv(1 << 20)
+        except ConnectionResetError:  # it was killed with requests unread
+            part = b""
         *lines, self.buffer = (self.buffer + part).split(b"\n")
         for line in lines:
             self.outstanding.discard(json.loads(line)["id"])
         return lines, not part
 
     def reap(self) -> list[bytes]:
-        """Collect the ended child; every request it still owed becomes an error answer."""
+        """Collect the ended child; all of its memory is free now. Every request it still owed becomes an answer."""
         self.channel.close()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         cause = (
@@ -328,8 +332,10 @@ class Child:
             if status == -signal.SIGKILL
             else "lost"
         )
-        text = f"the process serving this request was {cause} (status {status})"
-        return [json.dumps({"id": owed, "error": text}).encode() for owed in self.outstanding]
+        lost: Message = {"error": f"the process serving this request was {cause} (status {status})"}
+        freed: Message = {"result": {}} if status == 0 else lost
+        answers = [{"id": owed, **(freed if owed == self.freeing else lost)} for owed in self.outstanding]
+        return [json.dumps(reply).encode() for reply in answers]
 
 
 def serve_once(channel: socket.socket, request: Message) -> None:
@@ -348,8 +354,7 @@ def serve_fill(channel: socket.socket, request: Message) -> None:
             order = json.loads(line)
             if order["call"] == "free":
                 holders.pop().store.close()
-                channel.sendall(answer(order, lambda _: {}))
-                return
+                return  # the agent answers once this process has gone, with all that it held
             channel.sendall(answer(order, lambda _: holders[0].checksum()))
 
 
@@ -462,14 +467,14 @@ class Agent:
 
     def to_holder(self, request: Message) -> None:
         """Pass a request on to the child that holds its handle; it is served after the fill has ended."""
-        for child in self.children.values():
-            if child.handle is not None and child.handle == request.get("handle"):
-                child.channel.sendall(json.dumps(request).encode() + b"\n")
-                child.outstanding.add(request["id"])
-                return
-        raise AgentError(
-            f"no fill has the handle {request.get('handle')}: it was freed, or its process was killed"
-        )
+        handle = request.get("handle")
+        child = next((c for c in self.children.values() if c.handle is not None and c.handle == handle), None)
+        if child is None:
+            raise AgentError(f"no fill has the handle {handle}: it was freed, or its process was killed")
+        child.channel.sendall(json.dumps(request).encode() + b"\n")
+        child.outstanding.add(request["id"])
+        if request["call"] == "free":
+            child.handle, child.freeing = None, request["id"]
 
     def fork(self, request: Message, be: Callable[[socket.socket, Message], None]) -> Child:
         """Fork a child for a request. The OOM killer prefers it to anything else."""

@@ -1,0 +1,184 @@
+"""The agent's own program, on this machine's Python: contents of fills, calls, children, errors.
+
+What only a guest shows (memory that returns to the buddy allocator, the OOM killer) is in tests/guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guest_images import agent
+from guest_images.agent_client import AgentClient
+from guest_images.errors import AgentRefusedError
+from tests.unit.agent_process import running_agent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+def with_client(work: Callable[[AgentClient], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with running_agent() as process:
+            async with asyncio.timeout(60), AgentClient(process.channel) as client:
+                await client.hello(deadline=10)
+                await work(client)
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def _tmpfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(agent, "TMPFS", str(tmp_path))
+
+
+def test_the_pattern_is_the_rotated_block_that_anyone_can_compute() -> None:
+    block = hashlib.shake_256(b"7").digest(agent.BLOCK)
+    pattern = agent.Pattern(7)
+    assert bytes(pattern.piece(0, agent.BLOCK)) == block
+    shifted = bytes(pattern.piece(3 * agent.BLOCK, 100))
+    assert shifted == block[3 * agent.STEP : 3 * agent.STEP + 100]
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "tmpfs"])
+def test_a_fill_is_verified_byte_by_byte(kind: str) -> None:
+    holder = agent.Holder(kind, 3 * MIB + 5, seed=1)
+    holder.fill()
+    assert holder.checksum() == {"bytes": 3 * MIB + 5, "mismatched_pages": 0, "first_mismatch": None}
+    holder.store.put(2 * MIB + 4096 + 17, memoryview(b"\0" * 9000))
+    assert holder.checksum() == {
+        "bytes": 3 * MIB + 5,
+        "mismatched_pages": 3,
+        "first_mismatch": 2 * MIB + 4096 + 17,
+    }
+    holder.store.close()
+
+
+def test_a_shortened_file_is_a_mismatch() -> None:
+    assert agent.differences(b"ab", b"abc") == (1, 2)
+
+
+def test_fill_checksum_free() -> None:
+    async def work(client: AgentClient) -> None:
+        first = await client.fill("anonymous", 2 * MIB, seed=1)
+        second = await client.fill("tmpfs", MIB, seed=2)
+        assert (await client.checksum(first.handle)).mismatched_pages == 0
+        await client.free(first.handle)
+        with pytest.raises(AgentRefusedError, match="no fill has the handle"):
+            await client.checksum(first.handle)
+        assert (await client.checksum(second.handle)).bytes == MIB
+
+    with_client(work)
+
+
+def test_samples_are_answered_while_a_command_runs() -> None:
+    async def work(client: AgentClient) -> None:
+        slow = asyncio.create_task(client.run("read line < /dev/zero", deadline=1.0))
+        for _ in range(3):
+            assert (await client.meminfo())["MemTotal"] > MIB
+            assert not slow.done()
+        with pytest.raises(AgentRefusedError, match="did not end within 1"):
+            await slow
+
+    with_client(work)
+
+
+def test_commands_give_status_and_bounded_output() -> None:
+    async def work(client: AgentClient) -> None:
+        assert (await client.run(["sh", "-c", "echo out; echo err >&2; exit 3"])).status == 3
+        big = await client.run(f"head -c {agent.MAX_OUTPUT + 1} /dev/zero | tr '\\0' x")
+        assert big.truncated
+        assert len(big.stdout) == agent.MAX_OUTPUT
+        killed = await client.run("kill -9 $$")
+        assert killed.status == -9
+        with pytest.raises(AgentRefusedError, match="FileNotFoundError"):
+            await client.run(["/no/such/program"])
+
+    with_client(work)
+
+
+def test_files_are_read_and_written(tmp_path: Path) -> None:
+    target = tmp_path / "knob"
+    target.write_text("")
+
+    async def work(client: AgentClient) -> None:
+        await client.write(str(target), "42")
+        assert await client.read(str(target)) == "42"
+        assert any(name.startswith("0/") for name in await client.buddyinfo())
+        with pytest.raises(AgentRefusedError, match="No such file"):
+            await client.read("/no/such/file")
+
+    with_client(work)
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        ("nothing", {}, "no such call"),
+        ("fill", {"kind": "disk", "bytes": 1, "seed": 0}, "fill needs"),
+        ("fill", {"kind": "anonymous", "bytes": 0, "seed": 0}, "fill needs"),
+        ("fill", {"kind": "anonymous", "bytes": 1 << 60, "seed": 0}, "Error"),
+        ("run", {}, "lacks 'line'"),
+        ("write", {"path": "/x"}, "lacks 'text'"),
+        ("free", {"handle": 99}, "no fill has the handle 99"),
+    ],
+)
+def test_a_bad_request_is_refused_and_the_agent_goes_on(
+    call: str, arguments: dict[str, object], message: str
+) -> None:
+    async def work(client: AgentClient) -> None:
+        with pytest.raises(AgentRefusedError, match=message):
+            await client.call(call, deadline=30, **arguments)
+        assert (await client.ping()).protocol == agent.PROTOCOL
+
+    with_client(work)
+
+
+def test_lines_that_are_no_requests_are_ignored() -> None:
+    with running_agent() as process, process.channel.makefile("rwb") as lines:
+        process.channel.settimeout(10)
+        assert "hello" in json.loads(lines.readline())
+        lines.write(
+            b'garbage\n[1]\n{"call": 3}\n{"id": {}, "call": "ping"}\n\xff\xfe\n{"id": 5, "call": "ping"}\n'
+        )
+        lines.flush()
+        assert json.loads(lines.readline())["id"] == 5
+
+
+def test_a_killed_child_is_an_error_and_not_the_agents_end() -> None:
+    async def main() -> None:
+        with running_agent() as process:
+            async with asyncio.timeout(60), AgentClient(process.channel) as client:
+                filled = await client.fill("anonymous", MIB)
+                (holder,) = process.children()
+                os.kill(holder, signal.SIGSTOP)
+                owed = asyncio.create_task(client.checksum(filled.handle))
+                await client.ping()  # the agent takes requests in order: it has passed the checksum on
+                os.kill(holder, signal.SIGKILL)
+                with pytest.raises(AgentRefusedError, match="killed"):
+                    await owed
+                with pytest.raises(AgentRefusedError, match="no fill has the handle"):
+                    await client.free(filled.handle)
+
+    asyncio.run(main())
+
+
+def test_freeing_leaves_no_process() -> None:
+    async def main() -> None:
+        with running_agent() as process:
+            async with asyncio.timeout(60), AgentClient(process.channel) as client:
+                filled = await client.fill("anonymous", MIB)
+                assert len(process.children()) == 1
+                await client.free(filled.handle)
+                assert process.children() == []
+
+    asyncio.run(main())

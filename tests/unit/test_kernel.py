@@ -1,0 +1,166 @@
+"""Kernel images: the payload of a bzImage in each compression, a user's own kernel, and what damage says."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import shutil
+import struct
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guest_images.errors import ElfError, KernelError, ModuleMissingError
+from guest_images.kernel import KERNEL_PACKAGE, own_kernel, unpack_image
+from guest_images.modules import ModuleTree, read_module
+from tests.unit import elf_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PVH = elf_files.vmlinux(elf_files.note("Xen", 18, struct.pack("<Q", 0x1000850)))
+NO_PVH = elf_files.vmlinux(elf_files.note("Xen", 6, b"linux\0"))
+
+
+def bzimage(payload: bytes, *, protocol: int = 0x20F, length: int | None = None) -> bytes:
+    sectors, offset = 3, 20
+    image = bytearray((sectors + 1) * 512 + offset)
+    image[0x1F1] = sectors
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x206, protocol)
+    struct.pack_into("<II", image, 0x248, offset, len(payload) if length is None else length)
+    return bytes(image) + payload
+
+
+def sized(data: bytes) -> bytes:
+    return struct.pack("<I", len(data))
+
+
+def by_program(program: str, *options: str) -> bytes:
+    if shutil.which(program) is None:
+        pytest.skip(f"this machine has no {program} to compress a test kernel with")
+    return subprocess.run([program, *options], input=PVH, capture_output=True, check=True, timeout=30).stdout
+
+
+def compressed(kind: str) -> bytes:
+    match kind:
+        case "gzip":
+            return gzip.compress(PVH)
+        case "bzip2":
+            return bz2.compress(PVH) + sized(PVH)
+        case "xz":
+            return lzma.compress(PVH, check=lzma.CHECK_CRC32) + sized(PVH)
+        case "lzma":
+            return lzma.compress(PVH, lzma.FORMAT_ALONE) + sized(PVH)
+        case "zstd":
+            return by_program("zstd", "-c") + sized(PVH)
+    return by_program("lz4", "-l", "-c") + sized(PVH)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "lzma", "zstd", "lz4"])
+def test_a_payload_is_unpacked(kind: str) -> None:
+    assert unpack_image(bzimage(compressed(kind)), "vmlinuz") == PVH
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"", "neither a bzImage nor a vmlinux"),
+        (b"\0" * 4096, "neither a bzImage nor a vmlinux"),
+        (bzimage(gzip.compress(PVH), protocol=0x207), "boot protocol 0x207"),
+        (bzimage(gzip.compress(PVH))[:-1], "ends after"),
+        (bzimage(b"\x99\x99 something else"), "unknown way"),
+        (bzimage(gzip.compress(PVH)[:40] + b"\0" * 40), "payload is damaged"),
+        (bzimage(lzma.compress(PVH) + sized(b"")), "header says 0"),
+        (bzimage(b""), "0 of 0 payload bytes"),
+    ],
+)
+def test_a_damaged_image_names_the_fault(image: bytes, message: str) -> None:
+    with pytest.raises(KernelError, match=message):
+        unpack_image(image, "vmlinuz")
+
+
+def test_own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    modules = tmp_path / "lib/modules/6.99"
+    for name, data in {"vmlinux": PVH, "old": NO_PVH, "vmlinuz": bzimage(gzip.compress(PVH))}.items():
+        (tmp_path / name).write_bytes(data)
+    plain = own_kernel(tmp_path / "vmlinux", modules)
+    assert (plain.image, plain.pvh, plain.version) == (tmp_path / "vmlinux", True, "6.99")
+    assert not own_kernel(tmp_path / "old", modules).pvh
+    unpacked = own_kernel(tmp_path / "vmlinuz", modules)
+    assert unpacked.pvh
+    assert unpacked.image.read_bytes() == PVH
+    assert own_kernel(tmp_path / "vmlinuz", modules) == unpacked
+
+
+def test_a_bzimage_without_pvh_is_booted_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(bzimage(gzip.compress(NO_PVH)))
+    kernel = own_kernel(image, tmp_path)
+    assert (kernel.image, kernel.pvh) == (image, False)
+
+
+def test_a_kernel_that_is_not_there_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="cannot read the kernel image"):
+        own_kernel(tmp_path / "gone", tmp_path)
+
+
+def test_the_packages_that_hold_a_kernel() -> None:
+    kept = [
+        "linux-image-6.1.0-50-cloud-amd64",
+        "linux-modules-7.3.4+deb13-cloud-amd64",
+        "linux-base-7.2.12+deb14-x",
+    ]
+    assert all(KERNEL_PACKAGE.match(name) for name in kept)
+    assert not any(KERNEL_PACKAGE.match(name) for name in ["linux-base", "linux-image-cloud-amd64", "libc6"])
+
+
+# --- a modules directory ---
+
+
+def modules_dir(root: Path, files: dict[str, bytes], builtin: str = "") -> Path:
+    for name, data in files.items():
+        (root / "kernel/drivers").mkdir(parents=True, exist_ok=True)
+        (root / "kernel/drivers" / name).write_bytes(data)
+    (root / "modules.builtin").write_text(builtin)
+    return root
+
+
+def test_modules_are_found_in_every_compression_and_put_in_order(tmp_path: Path) -> None:
+    directory = modules_dir(
+        tmp_path,
+        {
+            "virtio-balloon.ko.xz": lzma.compress(elf_files.module("name=virtio_balloon", "depends=virtio")),
+            "virtio.ko.gz": gzip.compress(elf_files.module("name=virtio", "depends=")),
+            "virtio_console.ko": elf_files.module("name=virtio_console", "depends=virtio"),
+        },
+        "kernel/drivers/virtio/virtio_pci.ko\n",
+    )
+    found = ModuleTree(directory).closure()
+    assert [module.name for module in found] == ["virtio", "virtio_console", "virtio_balloon"]
+    assert all(module.data.startswith(b"\x7fELF") for module in found)
+
+
+def test_a_kernel_without_the_balloon_names_the_module_and_the_fix(tmp_path: Path) -> None:
+    directory = modules_dir(tmp_path, {}, "drivers/virtio_pci.ko\ndrivers/virtio_console.ko\n")
+    with pytest.raises(ModuleMissingError, match=r"no module virtio_balloon.*CONFIG_VIRTIO_BALLOON=y or =m"):
+        ModuleTree(directory).closure()
+
+
+def test_a_module_compressed_with_zstd_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ko.zst"
+    path.write_bytes(by_program("zstd", "-c"))
+    assert io.BytesIO(read_module(path)).read() == PVH
+
+
+@pytest.mark.parametrize("suffix", ["xz", "gz"])
+def test_a_damaged_module_is_a_typed_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.ko.{suffix}"
+    path.write_bytes(b"damaged")
+    with pytest.raises(ElfError, match="is damaged"):
+        read_module(path)
