@@ -1,0 +1,178 @@
+"""The command balloonlab demo: one guest, its memory seen to come back, a run folder with the figures.
+
+measure.py is the experiment; this file gives it a screen, a folder and a verdict. With --control the same run is made
+with --discard dontneed and none as well, and all go into one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+from balloonlab.measure import Measured, Measurement, Plan
+from balloonlab.options import Commands, add_guest_options, guest_options
+from balloonlab.progress import Progress
+from balloonlab.results import Result, sentences, write_json
+from balloonlab.rig import Setup
+from balloonlab.runs import environment, make_folder, sha256
+from balloonlab.setup import prepare
+from balloonlab.sizes import human, parse_size
+from balloonlab.timeline import write_csv
+from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
+
+CONTROLS = ("dontneed", "none")
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="boot a guest and watch its freed memory come back to the host",
+        description="Boot a real Linux guest beside the device, fill memory in it, free it, and watch it come back.",
+    )
+    add_guest_options(parser)
+    parser.add_argument(
+        "--fill", default="600M", metavar="SIZE", help="memory to fill and free (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("anonymous", "tmpfs"),
+        default="anonymous",
+        help="what is filled (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--discard",
+        choices=("auto", "remove", *CONTROLS),
+        default="auto",
+        help="how the device gives memory back (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--features", default="", metavar="+NAME,-NAME", help="the device's option of that name"
+    )
+    parser.add_argument(
+        "--control", action="store_true", help="repeat with --discard dontneed and none, which free nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
+    )
+    parser.add_argument(
+        "--hold",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="keep the guest running afterwards, to look at it",
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """One invocation."""
+
+    setup: Setup
+    plan: Plan
+    folder: Path
+    progress: Progress
+
+
+def run(options: argparse.Namespace, progress: Progress) -> int:
+    """Run the command. Returns the exit status: 0 the memory came back, 1 it did not."""
+    plan = Plan(parse_size(options.fill), options.kind, hold_at_end=options.hold)
+    guest = guest_options(options)
+    folder = make_folder(options.out)
+    setup = prepare(guest, discard=options.discard, features=options.features, progress=progress.say)
+    progress.say(
+        f"QEMU {setup.qemu.version} ({setup.accelerator}), Linux {setup.image.kernel_version} of {setup.image.suite}, "
+        f"{human(setup.memory_bytes)} of memory"
+    )
+    demo = _Demo(setup, plan, folder, progress)
+    measured = {options.discard: _measure(demo, setup, folder)}
+    if options.control:
+        for discard in CONTROLS:
+            progress.say(f"control: the same with --discard {discard}")
+            inner = folder / f"control-{discard}"
+            inner.mkdir()
+            measured[discard] = _measure(demo, replace(setup, discard=discard), inner)
+    return _conclude(demo, measured)
+
+
+def _measure(demo: _Demo, setup: Setup, folder: Path) -> Measured:
+    """Make one run and keep its files, also when it does not come to its end."""
+    measurement = Measurement(setup, demo.plan, folder, demo.progress)
+    try:
+        with demo.progress.run(setup.memory_bytes):
+            asyncio.run(_until_told(measurement))
+    finally:
+        write_csv(measurement.measured.samples, folder / "timeline.csv")
+        write_json(_meta(setup, measurement.measured), folder / "meta.json")
+        if measurement.measured.result is not None:
+            write_json(measurement.measured.result, folder / "result.json")
+    return measurement.measured
+
+
+async def _until_told(measurement: Measurement) -> Result:
+    """Run to the end; SIGTERM ends it as Ctrl-C does, in order."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await measurement.run()
+
+
+def _meta(setup: Setup, measured: Measured) -> dict[str, object]:
+    return {
+        **environment(),
+        "qemu": {"argv": measured.qemu_argv, "origin": setup.qemu.origin, "version": setup.qemu.version},
+        "device": {"argv": measured.device_argv},
+        "ram_file": measured.ram_file,
+        "kernel": {
+            "suite": setup.image.suite,
+            "version": setup.image.kernel_version,
+            "image": str(setup.image.kernel),
+            "image_sha256": sha256(setup.image.kernel),
+            "initrd": str(setup.image.initrd),
+            "initrd_sha256": sha256(setup.image.initrd),
+        },
+    }
+
+
+def _conclude(demo: _Demo, measured: dict[str, Measured]) -> int:
+    """Write the picture and the joint result, print the table, return the verdict."""
+    results = {discard: run.result for discard, run in measured.items() if run.result is not None}
+    first, *others = results
+    joint = msgspec.structs.replace(results[first], controls={name: results[name] for name in others})
+    write_json(joint, demo.folder / "result.json")
+    _draw(demo, measured)
+    for result in results.values():
+        table = Table.grid(padding=(0, 2))
+        for label, text in sentences(result):
+            table.add_row(label, text)
+        demo.progress.console.print()
+        demo.progress.console.print(table, highlight=False)
+    demo.progress.console.print()
+    passed = all(result.passed for result in results.values())
+    verdict = "came back" if passed else "did NOT come back as it should"
+    if demo.setup.discard in CONTROLS:
+        verdict = (
+            "stayed on the host, as this method frees nothing" if passed else "did not stay as it should"
+        )
+    demo.progress.say(f"The guest's freed memory {verdict}. Figures and picture: {demo.folder}")
+    return EXIT_PASS if passed else EXIT_CHECK_FAILED
+
+
+def _draw(demo: _Demo, measured: dict[str, Measured]) -> None:
+    from balloonlab import plot  # noqa: PLC0415  (matplotlib costs half a second)
+
+    samples = {discard: run.samples for discard, run in measured.items()}
+    image = demo.setup.image
+    title = f"{human(demo.plan.fill_bytes)} filled and freed in a guest of {human(demo.setup.memory_bytes)}, Linux {image.kernel_version}"
+    with contextlib.suppress(FileNotFoundError):
+        plot.draw_timeline(
+            samples, demo.folder / "timeline.png", title=title, memory_bytes=demo.setup.memory_bytes
+        )

@@ -1,0 +1,161 @@
+"""The device as a process of its own beside QEMU: started, watched, its counters read, ended.
+
+It gets its front end's connection as an inherited socket, so there is no path to choose or remove. It ends by itself
+when QEMU closes the other end; close() makes sure. Used by rig.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from balloonlab import process
+from balloonlab.errors import DeviceError
+from hostdev.metrics import PREFIX
+from hostdev.wire.balloon import Feature
+
+# Seconds from QEMU's end to the device's: it finishes a slice and unmaps.
+END_SECONDS = 5.0
+
+_SAMPLE = re.compile(rf"^{PREFIX}_(\w+?)(?:\{{(.*)\}})? (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The device's counters at one moment, as its metrics file has them."""
+
+    samples: tuple[tuple[str, tuple[tuple[str, str], ...], float], ...] = ()
+
+    def total(self, family: str, **labels: str) -> int:
+        """Sum the samples of a family that carry these labels."""
+        wanted = set(labels.items())
+        return int(sum(value for name, have, value in self.samples if name == family and wanted <= set(have)))
+
+    @property
+    def released_bytes(self) -> int:
+        """Bytes given back, by any method and for any cause."""
+        return self.total("released_bytes_total")
+
+    @property
+    def named_bytes(self) -> int:
+        """Bytes that the guest named, whether they were given back or withheld."""
+        return self.released_bytes + self.total("withheld_bytes_total")
+
+    @property
+    def reports(self) -> int:
+        """Reports answered: chains on the reporting queue."""
+        return self.total("chains_total", queue="reporting")
+
+    @property
+    def buffers(self) -> int:
+        """Entries (page blocks) in those reports."""
+        return self.total("buffers_total", queue="reporting")
+
+    @property
+    def features(self) -> Feature:
+        """What the guest's driver accepted."""
+        return Feature(self.total("negotiated_features"))
+
+
+def parse_counters(text: str) -> Counters:
+    """Read the Prometheus text that the device writes."""
+    return Counters(
+        tuple(
+            (matched[1], tuple(_LABEL.findall(matched[2] or "")), float(matched[3]))
+            for matched in _SAMPLE.finditer(text)
+        )
+    )
+
+
+class DeviceProcess:
+    """A running vhost-user-balloon with one front end."""
+
+    def __init__(self, folder: Path, *, discard: str, features: str = "", name: str = "device") -> None:
+        """folder: where its log and its counters go. discard, features: its options of that name."""
+        self._metrics_file = folder / f".{name}.prom"
+        self._log_file = folder / f"{name}.log"
+        self._options = [
+            f"--discard={discard}",
+            f"--features={features}",
+            f"--metrics-file={self._metrics_file}",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> socket.socket:
+        """Start the device. Returns the end of the connection that QEMU is to inherit."""
+        ours, theirs = socket.socketpair()
+        with ours, self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.argv(ours.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(ours.fileno(),),
+                process_group=0,  # Ctrl-C is for us: the device must not end before QEMU
+            )
+        return theirs
+
+    def argv(self, number: int) -> list[str]:
+        """The command line, for a connection with this descriptor number."""
+        return [sys.executable, "-m", "hostdev.cli", f"--fd={number}", *self._options]
+
+    @property
+    def pid(self) -> int:
+        """The keeper's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def pids(self) -> list[int]:
+        """Process ids of keeper and worker."""
+        return [self.pid, *process.children(self.pid)]
+
+    def cpu_seconds(self) -> float:
+        """User and system time of keeper and worker, their start included."""
+        return sum(process.cpu_seconds(pid) for pid in self.pids())
+
+    def proportional_bytes(self) -> int:
+        """PSS of keeper and worker."""
+        return sum(process.proportional_bytes(pid) for pid in self.pids())
+
+    def counters(self) -> Counters:
+        """Read the counters; they are at most half a second old."""
+        try:
+            return parse_counters(self._metrics_file.read_text())
+        except FileNotFoundError:
+            return Counters()
+
+    def check(self) -> None:
+        """Raise DeviceError if the device has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            lines = self._log_file.read_text(errors="replace").splitlines()[-5:]
+            said = "\n  ".join(lines) or "(it wrote nothing)"
+            raise DeviceError(
+                f"the device ended with status {self._process.returncode}; its last lines:\n  {said}"
+            )
+
+    async def close(self) -> None:
+        """Wait for the device's end, which QEMU's brings about; help it on if that takes too long."""
+        if self._process is None:
+            return
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, END_SECONDS)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the device whatever it does. Its worker ends with the keeper's channel."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._metrics_file.unlink(missing_ok=True)

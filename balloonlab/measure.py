@@ -1,0 +1,294 @@
+"""One guest measured from boot to the end: boot, settle, fill, free, settle again.
+
+The experiment itself, without a screen, files or a verdict on the command line: demo.py has those, and guest tests call
+this directly. Deadlines bound every phase; a guest that never reports is a result, not a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from balloonlab import process
+from balloonlab.device import Counters
+from balloonlab.errors import GuestSetupError
+from balloonlab.results import SCHEMA, DeviceResult, GuestResult, QemuResult, Result
+from balloonlab.rig import Rig, Setup
+from balloonlab.sampler import GUEST_SECONDS, Sampler
+from balloonlab.sizes import human
+from balloonlab.timeline import Sample, has_settled, settle_seconds
+from guest_images.agent_client import FillKind
+from hostdev.wire.balloon import Feature
+
+# A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
+FLOOR_SECONDS = 60.0
+# "within 45 s of the free": what this project promises of a guest of 1 GiB.
+RETURN_SECONDS = 60.0
+# Peak is what is seen while the memory is held: long enough for two looks at the guest.
+HOLD_SECONDS = 2.0
+# The promise: this share of what the guest's MemFree regained has left the footprint.
+RETURNED_SHARE = 0.95
+# And a device that frees nothing stays within this share of its peak.
+STAYED_SHARE = 0.05
+
+Value = TypeVar("Value")
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes on: progress.Progress, or nobody."""
+
+    def begin(self, phase: str) -> None:
+        """A phase begins."""
+
+    def end(self, text: str) -> None:
+        """The phase has ended."""
+
+    def sample(self, sample: Sample) -> None:
+        """A sample was taken."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with the guest."""
+
+    fill_bytes: int
+    kind: FillKind = "anonymous"
+    seed: int = 1
+    hold_at_end: float = 0.0
+
+
+@dataclass
+class Measured:
+    """A run so far. ``result`` is there once it is complete; the samples are there whatever happened."""
+
+    samples: list[Sample] = field(default_factory=list)
+    result: Result | None = None
+    qemu_argv: list[str] = field(default_factory=list)
+    device_argv: list[str] = field(default_factory=list)
+    ram_file: str = ""
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """The moments that a result is made of. CPU time is the device's, from the fill to the end."""
+
+    floor: Sample
+    peak_bytes: int
+    before: Sample
+    last: Sample
+    freed_at: float
+    cpu_seconds: float
+    cpu_share: float
+
+
+class Measurement:
+    """One run of a plan on a set-up."""
+
+    def __init__(self, setup: Setup, plan: Plan, folder: Path, watcher: Watcher) -> None:
+        self._setup = setup
+        self._plan = plan
+        self._folder = folder
+        self._watcher = watcher
+        self.measured = Measured()
+
+    async def run(self) -> Result:
+        """Boot, fill, free, measure. Raises LabError, GuestError or QmpGlueError; the samples stay in ``measured``."""
+        start = time.monotonic()
+        self._watcher.begin("boot")
+        async with Rig(self._setup, self._folder) as rig:
+            self._rig = rig
+            self._remember_commands()
+            self._sampler = Sampler(rig, start=start, watch=self._watcher.sample)
+            self.measured.samples = self._sampler.samples
+            self._sampler.phase = "boot"
+            sampling = asyncio.create_task(self._sampler.run())
+            try:
+                return await self._beside(sampling, self._phases())
+            finally:
+                sampling.cancel()
+                await asyncio.wait([sampling])
+
+    def _remember_commands(self) -> None:
+        process_argv = Path(f"/proc/{self._rig.vm.pid}/cmdline").read_bytes()
+        self.measured.qemu_argv = [word.decode() for word in process_argv.split(b"\0")[:-1]]
+        if self._setup.balloon == "vhost-user":
+            self.measured.device_argv = self._rig.device.argv(3)
+        self.measured.ram_file = str(self._rig.vm.ram_file)
+
+    @staticmethod
+    async def _beside(sampling: asyncio.Task[None], phases: Awaitable[Value]) -> Value:
+        """Run the phases; if the sampler ends first, what it ended with explains why they cannot go on."""
+        work = asyncio.ensure_future(phases)
+        try:
+            await asyncio.wait([work, sampling], return_when=asyncio.FIRST_COMPLETED)
+            if sampling.done() and not work.done():
+                sampling.result()
+            return await work
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+
+    # Phases
+
+    async def _phases(self) -> Result:
+        self._kernel = (await self._rig.boot()).kernel
+        await self._check_room()
+        self._watcher.end(
+            f"Linux {self._kernel} answers, the host holds {human(self._rig.vm.footprint())} of it"
+        )
+        floor = await self._settle("floor", FLOOR_SECONDS)
+        self._watcher.end(f"the guest has reported what it does not use: {human(floor.footprint_bytes)} held")
+        cpu = self._rig.device.cpu_seconds() if self._with_device else 0.0
+        began = self._sampler.now()
+        handle, peak, before = await self._fill()
+        freed_at = await self._free(handle)
+        last = await self._settle("return", RETURN_SECONDS, since=freed_at)
+        self._watcher.end(f"{human(last.footprint_bytes)} held")
+        usage = (self._rig.device.cpu_seconds() - cpu) if self._with_device else 0.0
+        share = usage / (self._sampler.now() - began)
+        result = self._result(_Marks(floor, peak, before, last, freed_at, usage, share))
+        self.measured.result = result
+        if self._plan.hold_at_end:
+            await self._hold()
+        return result
+
+    @property
+    def _with_device(self) -> bool:
+        return self._setup.balloon == "vhost-user"
+
+    async def _check_room(self) -> None:
+        """Refuse a fill that the guest cannot hold, rather than have its OOM killer end it."""
+        available = (await self._rig.agent.meminfo())["MemAvailable"]
+        if self._plan.fill_bytes > available:
+            raise GuestSetupError(
+                f"the guest has {human(available)} available, {human(self._plan.fill_bytes)} cannot be filled: "
+                "fill less or give it more memory"
+            )
+
+    def _phase(self, name: str) -> None:
+        self._sampler.phase = name
+        self._watcher.begin(name)
+
+    async def _settle(self, name: str, deadline: float, since: float | None = None) -> Sample:
+        """Wait until nothing changes any more, at most deadline seconds, and take a whole sample then."""
+        self._phase(name)
+        start = self._sampler.now() if since is None else since
+        while not has_settled(self._sampler.samples, start) and self._sampler.now() - start < deadline:
+            await asyncio.sleep(GUEST_SECONDS / 2)
+        return await self._look()
+
+    async def _look(self) -> Sample:
+        """Take a sample that has the guest's number."""
+        while (sample := await self._sampler.look()).guest_memfree_bytes is None:
+            self._rig.check()
+        return sample
+
+    async def _fill(self) -> tuple[int, int, Sample]:
+        """Fill and hold. Returns the handle, the peak in bytes and the last sample before the free."""
+        self._phase("fill")
+        filled = await self._rig.agent.fill(self._plan.kind, self._plan.fill_bytes, seed=self._plan.seed)
+        mark = len(self._sampler.samples)
+        end = self._sampler.now() + HOLD_SECONDS
+        while self._sampler.now() < end:
+            await asyncio.sleep(GUEST_SECONDS / 2)
+        before = await self._look()
+        peak = max(sample.footprint_bytes for sample in self._sampler.samples[mark:])
+        self._watcher.end(f"{human(filled.bytes)} in use in the guest: {human(peak)} held")
+        return filled.handle, peak, before
+
+    async def _free(self, handle: int) -> float:
+        """Free. Returns when the guest had freed, in seconds of the run."""
+        self._phase("free")
+        await self._rig.agent.free(handle)
+        freed_at = self._sampler.now()
+        self._watcher.end(f"{human(self._plan.fill_bytes)} freed in the guest")
+        return freed_at
+
+    async def _hold(self) -> None:
+        self._phase("hold")
+        end = self._sampler.now() + self._plan.hold_at_end
+        while self._sampler.now() < end:
+            self._rig.check()
+            await asyncio.sleep(GUEST_SECONDS / 2)
+        self._watcher.end(f"guest RAM was {self.measured.ram_file}")
+
+    # Result
+
+    def _result(self, marks: _Marks) -> Result:
+        counters = self._rig.device.counters()
+        residual = marks.last.footprint_bytes
+        regained = (marks.last.guest_memfree_bytes or 0) - (marks.before.guest_memfree_bytes or 0)
+        result = Result(
+            schema=SCHEMA,
+            passed=True,
+            notes=[],
+            floor_bytes=marks.floor.footprint_bytes,
+            peak_bytes=marks.peak_bytes,
+            residual_bytes=residual,
+            returned_bytes=marks.peak_bytes - residual,
+            settle_seconds=settle_seconds(self._sampler.samples, marks.freed_at),
+            filled_bytes=self._plan.fill_bytes,
+            fill_kind=self._plan.kind,
+            device=self._device_result(counters, marks),
+            guest=GuestResult(
+                suite=self._setup.image.suite,
+                kernel=self._kernel,
+                memory_bytes=self._setup.memory_bytes,
+                memfree_regained_bytes=regained,
+            ),
+            qemu=QemuResult(
+                version=self._setup.qemu.version,
+                accelerator=self._setup.accelerator,
+                anonymous_bytes=process.anonymous_bytes(self._rig.vm.pid),
+            ),
+        )
+        notes = judge(result)
+        return msgspec.structs.replace(result, notes=notes, passed=not notes)
+
+    def _device_result(self, counters: Counters, marks: _Marks) -> DeviceResult:
+        methods = ("remove", "dontneed")
+        by_method = {method: counters.total("released_bytes_total", method=method) for method in methods}
+        return DeviceResult(
+            discard=self._setup.discard,
+            released_bytes=counters.released_bytes,
+            withheld_bytes=counters.named_bytes - counters.released_bytes,
+            released_bytes_by_method={method: size for method, size in by_method.items() if size},
+            reports=counters.reports,
+            buffers=counters.buffers,
+            cpu_seconds=marks.cpu_seconds,
+            cpu_share=marks.cpu_share,
+            proportional_bytes=self._rig.device.proportional_bytes() if self._with_device else 0,
+            negotiated_features=[feature.name or "" for feature in Feature if feature & counters.features],
+        )
+
+
+def judge(result: Result) -> list[str]:
+    """Return what did not go as it should, in words; nothing if the run showed what it was to show.
+
+    A device that is to free must bring RETURNED_SHARE of what the guest's MemFree regained back to the host; one that is
+    not to free (dontneed on shared memory, none) must leave the footprint within STAYED_SHARE of its peak.
+    """
+    if "REPORTING" not in result.device.negotiated_features:
+        accepted = ", ".join(result.device.negotiated_features) or "nothing"
+        text = (
+            f"the guest does not report free pages, so nothing comes back: its driver accepted {accepted}. A kernel that "
+            "initialises or poisons freed pages reports only if PAGE_POISON is offered."
+        )
+        return [text]
+    if result.device.discard in ("dontneed", "none"):
+        moved = abs(result.peak_bytes - result.residual_bytes)
+        if moved > STAYED_SHARE * result.peak_bytes:
+            return [
+                f"{human(moved)} left the footprint although --discard {result.device.discard} frees nothing"
+            ]
+        return []
+    wanted = RETURNED_SHARE * result.guest.memfree_regained_bytes
+    if result.returned_bytes < wanted or result.guest.memfree_regained_bytes <= 0:
+        return [f"only {human(result.returned_bytes)} came back, at least {human(wanted)} should have"]
+    return []

@@ -1,0 +1,155 @@
+"""One guest with its balloon: device, QEMU and agent together, started in order and ended on every path.
+
+No experiment of its own: demo.py and the guest tests drive it.
+
+    async with Rig(setup, folder) as rig:
+        await rig.boot()
+        await rig.agent.meminfo()
+        rig.vm.footprint()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from balloonlab.device import DeviceProcess
+from balloonlab.errors import UsageError
+from guest_images.agent_client import AgentClient, Hello
+from guest_images.build import GuestImage
+from guest_images.initramfs import kernel_command_line
+from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments
+from qmp_glue.errors import QemuExitedError, VmError
+from qmp_glue.find import Qemu
+from qmp_glue.inspect import inspect_arguments
+from qmp_glue.vm import VirtualMachine
+
+# Seconds from QEMU's start to the agent's greeting: 4 to 8 s under TCG here, and CI machines share their cores.
+BOOT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to boot, and with which balloon. balloon: ours, QEMU's own, or none."""
+
+    qemu: Qemu
+    image: GuestImage
+    memory_bytes: int
+    accelerator: Literal["kvm", "tcg"] = "tcg"
+    cpus: int = 1
+    balloon: Literal["vhost-user", "built-in", "none"] = "vhost-user"
+    discard: str = "auto"
+    features: str = ""
+    append: tuple[str, ...] = ()
+    extra: tuple[str, ...] = field(default=())
+
+
+class Rig:
+    """A guest with its balloon. ``vm`` runs once the context is entered, ``agent`` answers after boot()."""
+
+    def __init__(self, setup: Setup, folder: Path) -> None:
+        """folder: where console, QEMU's and the device's logs go."""
+        self.setup = setup
+        self.device = DeviceProcess(folder, discard=setup.discard, features=setup.features)
+        self.console = folder / "console.log"
+        self._qemu_log = folder / "qemu.log"
+        self._stack = contextlib.AsyncExitStack()
+        self.hello: Hello | None = None
+
+    async def __aenter__(self) -> Rig:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        """Device first, then QEMU, then the agent; ended the other way round, for QEMU must not lose its device."""
+        host_end, guest_end = socket.socketpair()
+        self._stack.callback(host_end.close)
+        with guest_end:
+            balloon = self._balloon()
+            self.machine = self._machine(balloon, guest_end.fileno())
+            for finding in inspect_arguments([*self.setup.qemu.argv, *arguments(self.machine)]):
+                if finding.severity == "error":
+                    raise UsageError(finding.message)
+            self.vm = await self._start_qemu(balloon)
+        self.agent = AgentClient(host_end)
+        self._stack.push_async_callback(self.agent.close)
+
+    async def boot(self) -> Hello:
+        """Wait for the agent's greeting. Raises what explains it if device, QEMU or guest end before, or hang."""
+        self.hello = await self._greeting()
+        return self.hello
+
+    def _balloon(self) -> socket.socket | None:
+        if self.setup.balloon != "vhost-user":
+            return None
+        connection = self.device.start()
+        self._stack.push_async_callback(self.device.close)
+        self._stack.callback(connection.close)
+        return connection
+
+    def _machine(self, balloon: socket.socket | None, agent: int) -> Machine:
+        device: VhostUserBalloon | BuiltInBalloon | None = None
+        if balloon is not None:
+            device = VhostUserBalloon(balloon.fileno())
+        elif self.setup.balloon == "built-in":
+            device = BuiltInBalloon()
+        return Machine(
+            memory_bytes=self.setup.memory_bytes,
+            cpus=self.setup.cpus,
+            accelerator=self.setup.accelerator,
+            kernel=self.setup.image.kernel,
+            initrd=self.setup.image.initrd,
+            append=kernel_command_line(*self.setup.append),
+            balloon=device,
+            console=self.console,
+            agent=agent,
+            extra=self.setup.extra,
+        )
+
+    async def _start_qemu(self, balloon: socket.socket | None) -> VirtualMachine:
+        vm = VirtualMachine(self.setup.qemu, self.machine, log=self._qemu_log)
+        self._stack.push_async_callback(vm.close)
+        await vm.start()
+        if balloon is not None:
+            balloon.close()
+        return vm
+
+    async def _greeting(self) -> Hello:
+        try:
+            return await self.agent.hello(deadline=BOOT_SECONDS)
+        except Exception as error:
+            self.device.check()
+            if self.vm.returncode is not None:
+                raise QemuExitedError(
+                    self.vm.returncode, [*self.vm.last_lines(), *self._console_tail()]
+                ) from error
+            raise
+
+    def _console_tail(self) -> list[str]:
+        return self.vm.console_text().splitlines()[-5:]
+
+    def check(self) -> None:
+        """Raise what explains it if the device or QEMU has ended."""
+        if self.setup.balloon == "vhost-user":
+            self.device.check()
+        if self.vm.returncode is not None:
+            raise QemuExitedError(self.vm.returncode, self.vm.last_lines())
+
+    async def power_off(self, *, seconds: float = 20.0) -> None:
+        """Have the guest power off and wait for QEMU's end. Raises VmError if it does not."""
+        with contextlib.suppress(VmError):
+            await self.agent.poweroff()
+        await self.vm.wait(seconds=seconds)

@@ -1,0 +1,73 @@
+"""A run as samples over time, and what can be read off them: settled or not, how long it took, a CSV.
+
+Pure: sampler.py takes the samples. Times are seconds since the run's start.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+# Three passes of Linux page reporting, 2 s each (PAGE_REPORTING_DELAY), without a change: nothing more will come.
+QUIET_SECONDS = 6.0
+# What a guest at rest changes by itself: its agent, timers and logs touch a few hundred KiB.
+TOLERANCE_BYTES = 1 << 20
+# A block that the agent's own allocations split and gave back is reported again: noise, up to two of 4 MiB a pass.
+NOISE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One moment. footprint_bytes: what the host holds of guest RAM. None: not looked at in this sample."""
+
+    seconds: float
+    phase: str
+    footprint_bytes: int
+    guest_memfree_bytes: int | None = None
+    named_bytes: int | None = None
+    released_bytes: int | None = None
+    reports: int | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Sample))
+
+
+def has_settled(samples: Sequence[Sample], since: float) -> bool:
+    """True if for QUIET_SECONDS, all after since, neither the footprint changed nor the guest named pages.
+
+    Judged by what the guest names and not only by the footprint: a device that frees nothing settles as late as one
+    that does.
+    """
+    if not samples:
+        return False
+    start = samples[-1].seconds - QUIET_SECONDS
+    if start < since:
+        return False
+    window = [sample for sample in samples if sample.seconds >= start]
+    footprints = [sample.footprint_bytes for sample in window]
+    named = [sample.named_bytes for sample in window if sample.named_bytes is not None]
+    if not named:
+        return False
+    return max(footprints) - min(footprints) <= TOLERANCE_BYTES and named[-1] - named[0] <= NOISE_BYTES
+
+
+def settle_seconds(samples: Sequence[Sample], since: float) -> float:
+    """Seconds from since until the footprint stayed within TOLERANCE_BYTES of its last value."""
+    after = [sample for sample in samples if sample.seconds >= since]
+    if not after:
+        return 0.0
+    last = after[-1].footprint_bytes
+    moving = [sample.seconds for sample in after if abs(sample.footprint_bytes - last) > TOLERANCE_BYTES]
+    return max(moving) - since if moving else 0.0
+
+
+def write_csv(samples: Sequence[Sample], path: Path) -> None:
+    """Write one row a sample; what a sample did not look at is left empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for sample in samples:
+            seconds, *rest = astuple(sample)
+            writer.writerow([f"{seconds:.3f}", *rest])
