@@ -68,7 +68,8 @@ def setup_of(argv: Sequence[str]) -> Setup:
     reader = _ArgumentReader()
     words = list(argv)
     for position, word in enumerate(words[:-1]):
-        if word.startswith("-"):
+        is_guests_word = words[position - 1] == "-append"
+        if word.startswith("-") and not is_guests_word:
             reader.option(word.lstrip("-"), words[position + 1])
     return reader.setup()
 

@@ -278,8 +278,9 @@ def test_inspection_of_a_running_qemu(qemu: Qemu, machine: Machine, found: list[
     run(main)
 
 
+# A shell starts its background jobs with SIGINT ignored, and these tests may be part of one.
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from qmp_glue.commandline import Machine
 from qmp_glue.find import Qemu
 from qmp_glue.vm import VirtualMachine
@@ -289,6 +290,7 @@ async def main():
         print(vm.pid, flush=True)
         await asyncio.Event().wait()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
 """
 

@@ -32,6 +32,7 @@ def inspect(line: str) -> list[Finding]:
         f"qemu-system-x86_64 {GOOD} {BALLOON}",
         GOOD.replace(",share=on", ""),  # memfd is shared by itself
         GOOD.replace("-m 1G", "-m 1024"),
+        GOOD + " -append -m 2G",
         GOOD.replace("-m 1G", "-m size=1048576k,slots=2,maxmem=4G"),
         GOOD.replace("-machine", "-M").replace("q35", "type=q35"),
         GOOD.replace("memfd", "file").replace("share", "mem-path=/dev/shm,share"),
