@@ -124,37 +124,41 @@ class Virtqueue:
         self._descriptors.release()
 
     def _follow(self, head: int) -> tuple[Descriptor, ...]:
-        table, first, limit = self._table(head)
-        chain: list[Descriptor] = []
-        index = first
-        for _ in range(limit):
-            descriptor = Descriptor(*DESCRIPTOR_STRUCT.unpack_from(table, DESCRIPTOR_SIZE * index))
-            if descriptor.flags & DESCRIPTOR_INDIRECT:
-                raise ChainError(head, "nested-indirect", "an indirect descriptor inside a chain")
-            chain.append(descriptor)
-            if not descriptor.flags & DESCRIPTOR_NEXT:
-                return _checked(head, chain)
-            index = descriptor.next
-            if index >= limit:
-                raise ChainError(head, "next-outside", f"next {index} in a table of {limit}")
-        raise ChainError(head, "loop", f"chain does not end within {limit} descriptors")
+        """Follow a chain: any number of descriptors, the last of which may stand for an indirect table (2.7.5.3.2)."""
+        chain = self._walk(head, self._descriptors, head, self.size)
+        if chain[-1].flags & DESCRIPTOR_INDIRECT:
+            chain += self._walk_indirect(head, chain.pop())
+        return _checked(head, chain)
 
-    def _table(self, head: int) -> tuple[memoryview | bytes, int, int]:
-        """Return the table that a chain runs through, its first index there and the table's length."""
-        descriptor = Descriptor(*DESCRIPTOR_STRUCT.unpack_from(self._descriptors, DESCRIPTOR_SIZE * head))
-        if not descriptor.flags & DESCRIPTOR_INDIRECT:
-            return self._descriptors, head, self.size
+    def _walk_indirect(self, head: int, descriptor: Descriptor) -> list[Descriptor]:
         if not self._indirect:
             raise ChainError(head, "indirect-not-negotiated", "an indirect descriptor without the feature")
-        if descriptor.flags & DESCRIPTOR_NEXT:
-            raise ChainError(head, "indirect-next", "an indirect descriptor with a successor")
         count, rest = divmod(descriptor.length, DESCRIPTOR_SIZE)
         if rest or not 0 < count <= MAX_INDIRECT:
             raise ChainError(head, "indirect-length", f"an indirect table of {descriptor.length} bytes")
         table = self._memory.read(descriptor.address, descriptor.length)
         if table is None:
             raise ChainError(head, "indirect-outside", "an indirect table outside guest memory")
-        return table, 0, count
+        chain = self._walk(head, table, 0, count)
+        if chain[-1].flags & DESCRIPTOR_INDIRECT:
+            raise ChainError(head, "nested-indirect", "an indirect descriptor inside an indirect table")
+        return chain
+
+    @staticmethod
+    def _walk(head: int, table: memoryview | bytes, index: int, limit: int) -> list[Descriptor]:
+        """Copy the descriptors from index on; the last one alone may be indirect. limit: entries in the table."""
+        chain: list[Descriptor] = []
+        for _ in range(limit):
+            descriptor = Descriptor(*DESCRIPTOR_STRUCT.unpack_from(table, DESCRIPTOR_SIZE * index))
+            chain.append(descriptor)
+            if not descriptor.flags & DESCRIPTOR_NEXT:
+                return chain
+            if descriptor.flags & DESCRIPTOR_INDIRECT:
+                raise ChainError(head, "indirect-next", "an indirect descriptor with a successor")
+            index = descriptor.next
+            if index >= limit:
+                raise ChainError(head, "next-outside", f"next {index} in a table of {limit}")
+        raise ChainError(head, "loop", f"chain does not end within {limit} descriptors")
 
 
 def _check_layout(layout: RingLayout) -> None:
