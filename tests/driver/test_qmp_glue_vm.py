@@ -7,6 +7,7 @@ left on any path, the sudden death of this side included.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -314,6 +315,8 @@ def test_qemu_does_not_outlive_its_parent(qemu: Qemu, end: signal.Signals) -> No
         assert wait_for_end(pidfd)
         assert process.wait(WAIT_SECONDS) != 0
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
         process.kill()
         process.communicate()
