@@ -41,8 +41,9 @@ class Region:
         except (OSError, ValueError) as error:
             raise RequestError(f"guest memory cannot be mapped: {error}") from error
         self.mapping.madvise(mmap.MADV_DONTDUMP)
-        # st_blksize is the huge page on hugetlbfs, the base page on tmpfs: what a punch must be aligned to.
-        self.page_size = max(os.fstat(fd.fileno()).st_blksize, mmap.PAGESIZE)
+        # What a punch must be aligned to: the huge page on hugetlbfs, the base page on tmpfs. Not st_blksize, which is
+        # 2 MiB on a tmpfs with transparent huge pages, where single pages can be given back (Linux, shmem_getattr).
+        self.page_size = max(os.fstatvfs(fd.fileno()).f_bsize, mmap.PAGESIZE)
         self.fd = fd
 
     @property
@@ -68,7 +69,8 @@ def _check(description: MemoryRegion, fd: Fd) -> None:
     for base in (description.guest_address, description.user_address, description.mmap_offset):
         if base + description.size > _ADDRESS_SPACE:
             raise RequestError("memory region passes the end of the address space")
-    if description.mmap_offset % mmap.ALLOCATIONGRANULARITY or description.guest_address % mmap.PAGESIZE:
+    # The front end's address too: rings are checked for alignment by it, and their indices must be stored whole.
+    if (description.mmap_offset | description.guest_address | description.user_address) % mmap.PAGESIZE:
         raise RequestError("memory region is not aligned to a page")
     if os.fstat(fd.fileno()).st_size < description.mmap_offset + description.size:
         raise RequestError(
@@ -108,11 +110,14 @@ class MemoryTable:
                 yield Part(region, first - region.guest_address, last - first)
 
     def read(self, address: int, length: int) -> bytes | None:
-        """Copy length bytes at a guest physical address; None unless all of them are inside regions."""
-        pieces = [
-            os.pread(part.region.fd.fileno(), part.length, part.region.file_offset + part.offset)
-            for part in self.split(address, length)
-        ]
+        """Copy length bytes at a guest physical address; None unless all of them are inside regions and readable."""
+        try:
+            pieces = [
+                os.pread(part.region.fd.fileno(), part.length, part.region.file_offset + part.offset)
+                for part in self.split(address, length)
+            ]
+        except OSError:
+            return None  # EIO: a page with a hardware error
         data = b"".join(pieces)
         return data if len(data) == length else None
 
