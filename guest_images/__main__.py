@@ -15,7 +15,10 @@ from qmp_glue.errors import QmpGlueError
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or the error's exit code (2 set-up, 3 this machine cannot)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.kernel is None) != (arguments.modules is None):
+        parser.error("--kernel and --modules go together: a guest loads the modules of its own kernel")
     try:
         if arguments.kernel is not None:
             image = build_own_guest(arguments.kernel, arguments.modules, progress=_tell)
@@ -41,9 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--kernel", type=Path, help="your own kernel instead: bzImage or vmlinux (needs --modules)"
     )
-    build.add_argument(
-        "--modules", type=Path, default=Path(), help="its modules directory, lib/modules/VERSION"
-    )
+    build.add_argument("--modules", type=Path, help="its modules directory, lib/modules/VERSION")
     return parser
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # One answer: two streams of agent.MAX_OUTPUT bytes, each byte escaped to six characters at worst, and some framing.
 MAX_LINE = 4 << 20
+# Numbers start at random below this: far from each other, and exact in any JSON reader (2**53).
+ID_START = 1 << 48
 # Lines that are no answer of ours: a guest that is reset may cut one, a console misdirected here sends thousands.
 MAX_GARBAGE = 64
 # An answer to a quick call comes within milliseconds; an emulated guest on a busy machine has been seen to need 2 s.
@@ -104,9 +107,9 @@ class AgentClient:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[msgspec.Raw]] = {}
-        self._greeted = asyncio.Event()
         self._end: AgentError | None = None
-        self._last_id = 0
+        # Answers to an earlier client, and handles it left, must not be taken for this one's.
+        self._last_id = secrets.randbelow(ID_START)
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -132,6 +135,8 @@ class AgentClient:
             ) from error
         self._writer = streams[1]
         self._reading = asyncio.create_task(self._read(streams[0]))
+        # Ends what an earlier client may have left half-written in the port.
+        self._writer.write(b"\n")
 
     async def close(self) -> None:
         """Close the connection; calls under way fail with AgentGoneError."""
@@ -177,7 +182,6 @@ class AgentClient:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
         if line.hello is not None:
-            self._greeted.set()
             return True
         waiting = self._waiting.pop(line.id, None) if line.id is not None else None
         if waiting is None or waiting.done():
@@ -191,7 +195,6 @@ class AgentClient:
 
     def _fail(self, error: AgentError) -> None:
         self._end = self._end or error
-        self._greeted.set()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)
@@ -239,17 +242,18 @@ class AgentClient:
             raise AgentGoneError(f"the agent's port broke ({error}): QEMU died, see what it wrote") from error
 
     async def hello(self, *, deadline: float = HELLO_DEADLINE_S) -> Hello:
-        """Wait until the agent has greeted, in any life of the guest, and return who it is."""
-        await self.connect()
+        """Wait until the agent answers and return who it is.
+
+        It asks rather than waits for the greeting: QEMU keeps the question until the guest opens the port, and a guest
+        does not notice a host that reconnects quickly, so it would not greet again.
+        """
         try:
-            async with asyncio.timeout(deadline):
-                await self._greeted.wait()
-        except TimeoutError as error:
+            return await self.ping(deadline=deadline)
+        except AgentTimeoutError as error:
             text = (
-                f"the agent did not greet within {deadline} s: see the guest's console for what init reports"
+                f"the agent did not answer within {deadline} s: see the guest's console for what init reports"
             )
             raise AgentTimeoutError(text) from error
-        return await self.ping()
 
     async def ping(self, *, deadline: float = CALL_DEADLINE_S) -> Hello:
         """Return who answers."""

@@ -163,3 +163,30 @@ def test_a_panic_ends_qemu_and_every_call(qemu: Qemu, tmp_path: Path) -> None:
             assert "Kernel panic" in vm.console_text()
 
     asyncio.run(main())
+
+
+def test_a_host_may_come_late_and_come_again(qemu: Qemu, tmp_path: Path) -> None:
+    image = guest("trixie")
+    port = tmp_path / "agent"
+    machine = Machine(
+        memory_bytes=GUEST_MEMORY,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        append=kernel_command_line(),
+        console=tmp_path / "console",
+        agent=port,
+    )
+
+    async def main() -> None:
+        async with VirtualMachine(qemu, machine) as vm:
+            async with asyncio.timeout(BOOT_DEADLINE_S):
+                while "starting the agent" not in vm.console_text():
+                    await asyncio.sleep(0.05)
+            async with AgentClient(port) as first:
+                await first.hello(deadline=BOOT_DEADLINE_S)
+                handle = (await first.fill("anonymous", MIB)).handle
+            async with AgentClient(port) as second:
+                await second.hello()
+                assert (await second.checksum(handle)).mismatched_pages == 0
+
+    asyncio.run(main())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_images import cpio
+from guest_images.__main__ import main
 from guest_images.files import atomic_file, write_atomically
 from guest_images.initramfs import INIT, kernel_command_line, source_digest, with_parents
 
@@ -47,3 +48,16 @@ def write_half(place: Path) -> None:
     with atomic_file(place) as file:
         file.write(b"half")
         raise ZeroDivisionError
+
+
+def test_the_command_line_reports_a_kernel_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "--kernel", str(tmp_path / "gone"), "--modules", str(tmp_path)]) == 2
+    assert "cannot read the kernel image" in capsys.readouterr().err
+
+
+def test_a_kernel_needs_its_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["build", "--kernel", str(tmp_path / "vmlinuz")])
+    assert "go together" in capsys.readouterr().err
