@@ -53,6 +53,19 @@ class Watcher(Protocol):
         """A sample was taken."""
 
 
+class Nobody:
+    """A watcher that looks away."""
+
+    def begin(self, phase: str) -> None:
+        """Nothing to show."""
+
+    def end(self, text: str) -> None:
+        """Nothing to show."""
+
+    def sample(self, sample: Sample) -> None:
+        """Nothing to show."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to do with the guest."""
@@ -90,11 +103,11 @@ class _Marks:
 class Measurement:
     """One run of a plan on a set-up."""
 
-    def __init__(self, setup: Setup, plan: Plan, folder: Path, watcher: Watcher) -> None:
+    def __init__(self, setup: Setup, plan: Plan, folder: Path, watcher: Watcher | None = None) -> None:
         self._setup = setup
         self._plan = plan
         self._folder = folder
-        self._watcher = watcher
+        self._watcher: Watcher = watcher or Nobody()
         self.measured = Measured()
 
     async def run(self) -> Result:
@@ -102,17 +115,22 @@ class Measurement:
         start = time.monotonic()
         self._watcher.begin("boot")
         async with Rig(self._setup, self._folder) as rig:
-            self._rig = rig
-            self._remember_commands()
-            self._sampler = Sampler(rig, start=start, watch=self._watcher.sample)
-            self.measured.samples = self._sampler.samples
-            self._sampler.phase = "boot"
-            sampling = asyncio.create_task(self._sampler.run())
-            try:
-                return await self._beside(sampling, self._phases())
-            finally:
-                sampling.cancel()
-                await asyncio.wait([sampling])
+            return await self.on(rig, start=start)
+
+    async def on(self, rig: Rig, *, start: float | None = None) -> Result:
+        """Measure on a rig that runs already, and leave it running. start: time.monotonic() of second 0."""
+        self._rig = rig
+        self._remember_commands()
+        began = time.monotonic() if start is None else start
+        self._sampler = Sampler(rig, start=began, watch=self._watcher.sample)
+        self._sampler.phase = "boot"
+        self.measured.samples = self._sampler.samples
+        sampling = asyncio.create_task(self._sampler.run())
+        try:
+            return await self._beside(sampling, self._phases())
+        finally:
+            sampling.cancel()
+            await asyncio.wait([sampling])
 
     def _remember_commands(self) -> None:
         process_argv = Path(f"/proc/{self._rig.vm.pid}/cmdline").read_bytes()

@@ -217,6 +217,8 @@ class Keeper:
         try:
             yield ours
         finally:
+            # Held back again: what is left to do, such as removing the socket, is not to be cut short.
+            signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
             signal.set_wakeup_fd(old)
             for number, handler in previous.items():
                 signal.signal(number, handler)
