@@ -132,6 +132,14 @@ class MemoryTable:
                 return memoryview(region.mapping)[offset : offset + length]
         raise RequestError("no memory region holds this part of the ring")
 
+    def footprint(self) -> int:
+        """Bytes that the host holds of the files behind the regions, in memory or swap."""
+        files = {
+            (status.st_dev, status.st_ino): status
+            for status in (os.fstat(r.fd.fileno()) for r in self.regions)
+        }
+        return sum(status.st_blocks for status in files.values()) * 512
+
     def find(self, description: MemoryRegion) -> Region | None:
         """Return the region with this guest address, front-end address and size, as REM_MEM_REG names it."""
         for region in self.regions:

@@ -152,7 +152,18 @@ class Worker:
             call = self.session.rings[index].call
             if call is not None:
                 fds.signal_event(call)
+            if log.isEnabledFor(logging.DEBUG):
+                self._tell(index)
         self._touch_metrics()
+
+    def _tell(self, index: int) -> None:
+        """One line a chain, for a person who watches. Asked for by --log-level=debug, so it needs no bound."""
+        log.debug(
+            "ring %d: chain returned; %d MiB given back so far, the host holds %d MiB of this guest",
+            index,
+            self._metrics.value("released_bytes_total") >> 20,
+            self.session.memory.footprint() >> 20,
+        )
 
     def _step(self, index: int) -> Step:
         """Service a ring. After an unexpected error it is tried once more, inert, so that the guest gets its answer."""
