@@ -116,6 +116,7 @@ class Balloon:
         self._rings: dict[int, _Ring] = {}
         self._roles: dict[int, Role] = {}
         self._last_bases: dict[int, int] = {}
+        self._stranded: dict[int, tuple[RingLayout, int]] = {}
         self._host_errors = 0
         self._inert = False
 
@@ -142,8 +143,14 @@ class Balloon:
             )
 
     def set_memory(self, memory: MemoryTable) -> None:
-        """Move every started ring over to another table, abandoning chains in progress."""
-        layouts = {index: (ring.layout, ring.queue.base) for index, ring in self._rings.items()}
+        """Move every started ring over to another table, abandoning chains in progress.
+
+        A ring that the table does not hold waits for one that does: with memory slots, QEMU changes a region by taking
+        it away and adding it again.
+        """
+        layouts = self._stranded | {
+            index: (ring.layout, ring.queue.base) for index, ring in self._rings.items()
+        }
         for index in layouts:
             self.stop_ring(index)
         self._memory = memory
@@ -153,14 +160,15 @@ class Balloon:
             try:
                 self.start_ring(index, layout, base)
             except RequestError as error:
-                self._last_bases[index] = base
-                log.warning("ring %d stops: it is not inside the new memory table: %s", index, error)
+                self._stranded[index] = layout, base
+                log.warning("ring %d pauses: it is not inside the new memory table: %s", index, error)
 
     def start_ring(self, index: int, layout: RingLayout, base: int) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
         indirect = bool(self._features & Feature.RING_INDIRECT_DESC)
         queue = Virtqueue(layout, self._memory, base, indirect=indirect)
         self._rings[index] = _Ring(layout, queue)
+        self._stranded.pop(index, None)
         self._last_bases.pop(index, None)
         self._roles = ring_roles(self._features, self._rings)
 
@@ -168,7 +176,8 @@ class Balloon:
         """Stop using a ring; a chain in progress and a held statistics buffer will be offered again."""
         ring = self._rings.pop(index, None)
         if ring is None:
-            return self._last_bases.pop(index, None)
+            _layout, base = self._stranded.pop(index, (None, None))
+            return self._last_bases.pop(index, None) if base is None else base
         base = ring.queue.base
         ring.queue.release()
         return base
@@ -239,9 +248,14 @@ class Balloon:
         except ChainError as error:
             if worth_logging(self._count_guest_error(error.kind)):
                 log.warning("ring %d: %s; it is returned unused", index, error)
+            if ring.held is not None:
+                # In order, or the ring's base would name the wrong one of the two.
+                self._finish(index, ring, ring.held)
             return self._finish(index, ring, error.head)
 
     def _begin(self, index: int, ring: _Ring, chain: Chain) -> Step:
+        # Before anything can go wrong with it: whatever does, the chain is put back.
+        ring.job = _Job(chain.head, "none", deque())
         role = self._roles.get(index)
         if role is not None:
             self.metrics.add("buffers_total", len(chain.descriptors), role.name.lower())
@@ -276,10 +290,12 @@ class Balloon:
             calls += 1
         if job.parts:
             return Step(returned=False, more=True)
-        ring.job = None
         return self._finish(index, ring, job.head)
 
     def _finish(self, index: int, ring: _Ring, head: int) -> Step:
+        ring.job = None
+        if ring.held == head:
+            ring.held = None
         role = self._roles.get(index)
         ring.queue.put(head)
         self.metrics.add("chains_total", 1, role.name.lower() if role is not None else "unknown")
@@ -295,7 +311,7 @@ class Balloon:
     def _pfns(self, chain: Chain) -> tuple[int, ...]:
         """Gather the PFNs of a chain, over any split into descriptors."""
         data = self._gather(chain, MAX_PFN_BYTES)
-        if len(data) == MAX_PFN_BYTES:
+        if sum(entry.length for entry in chain.descriptors if not entry.is_writable) > MAX_PFN_BYTES:
             self._count_guest_error("pfn-limit")
         whole = len(data) - len(data) % PFN_STRUCT.size
         return tuple(pfn for (pfn,) in PFN_STRUCT.iter_unpack(data[:whole]))
@@ -318,10 +334,10 @@ class Balloon:
         data = self._gather(chain, MAX_STATISTICS * STATISTIC_STRUCT.size)
         whole = len(data) - len(data) % STATISTIC_STRUCT.size
         self.statistics = dict(STATISTIC_STRUCT.iter_unpack(data[:whole]))
-        previous, ring.held = ring.held, chain.head
-        if previous is None:
-            return Step(returned=False, more=True)
-        return self._finish(index, ring, previous)
+        previous = ring.held
+        step = Step(returned=False, more=True) if previous is None else self._finish(index, ring, previous)
+        ring.job, ring.held = None, chain.head
+        return step
 
     def _job(self, head: int, cause: str, spans: list[Span]) -> _Job:
         parts: deque[Part] = deque()

@@ -55,7 +55,7 @@ class Backing(StrEnum):
 
 
 AUTO = "auto"
-REQUESTS = (AUTO, *Method)
+REQUESTS = (AUTO, *(method.value for method in Method))
 
 _ADVICE = {Method.REMOVE: mmap.MADV_REMOVE, Method.DONTNEED: mmap.MADV_DONTNEED}
 

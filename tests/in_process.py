@@ -94,6 +94,9 @@ class InProcess(Frontend):
             pass
         return steps
 
+    def __enter__(self) -> InProcess:
+        return self
+
     def close(self) -> None:
         self.session.close()
         super().close()
