@@ -1,0 +1,211 @@
+"""Giving memory back: what is behind a descriptor, which call is chosen for it, and what the call really frees."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hostdev.discard import AUTO, REQUESTS, Backing, Discarder, Method, backing_of, choose
+from hostdev.errors import HostError
+from hostdev.fds import Fd
+from hostdev.memory import Region
+from tests.unit.test_memory import PAGE, memfd, region
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def full() -> Iterator[Region]:
+    """A region of 1 MiB of shared memory, all of it resident."""
+    each = region(0, MIB)
+    os.pwrite(each.fd.fileno(), b"\xaa" * MIB, 0)
+    yield each
+    each.close()
+
+
+def footprint(each: Region) -> int:
+    return os.fstat(each.fd.fileno()).st_blocks * 512
+
+
+def anonymous_kib() -> int:
+    """KiB of anonymous memory of this process, from the kernel's own count."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1])
+    raise AssertionError("smaps_rollup has no line for anonymous memory")
+
+
+def test_remove_frees_shared_memory(full: Region) -> None:
+    discarder = Discarder()
+    discarder.adopt((full,))
+    assert discarder.method(full) is Method.REMOVE
+    discarder.release(full, 4 * PAGE, 8 * PAGE)
+    assert footprint(full) == MIB - 8 * PAGE
+    assert os.lseek(full.fd.fileno(), 0, os.SEEK_HOLE) == 4 * PAGE
+    assert os.lseek(full.fd.fileno(), 4 * PAGE, os.SEEK_DATA) == 12 * PAGE
+    assert full.mapping[3 * PAGE : 4 * PAGE] == full.mapping[12 * PAGE : 13 * PAGE] == b"\xaa" * PAGE
+
+
+def test_dontneed_frees_nothing_of_shared_memory(full: Region) -> None:
+    discarder = Discarder(Method.DONTNEED)
+    discarder.adopt((full,))
+    assert discarder.method(full) is Method.DONTNEED
+    discarder.release(full, 0, MIB)
+    assert footprint(full) == MIB
+    assert full.mapping[:PAGE] == b"\xaa" * PAGE
+
+
+def test_dontneed_frees_private_memory() -> None:
+    with mmap.mmap(-1, 64 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as private:
+        for start in range(0, 64 * MIB, PAGE):
+            private[start] = 1
+        before = anonymous_kib()
+        private.madvise(mmap.MADV_DONTNEED)
+        assert before - anonymous_kib() > 60 * 1024
+        assert private[0] == 0
+
+
+# What is behind a descriptor
+
+
+def test_memfd_is_shared_memory() -> None:
+    with memfd(PAGE) as fd:
+        assert backing_of(fd) is Backing.SHARED
+
+
+def test_no_descriptor_is_private_memory() -> None:
+    assert backing_of(None) is Backing.PRIVATE
+
+
+@pytest.mark.parametrize("seal", [fcntl.F_SEAL_WRITE, 0x10], ids=["write", "future write"])
+def test_sealed_memfd(seal: int) -> None:
+    with memfd(PAGE) as fd:
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, seal)
+        assert backing_of(fd) is Backing.SEALED
+
+
+def test_seals_that_do_not_matter() -> None:
+    with memfd(PAGE) as fd:
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        assert backing_of(fd) is Backing.SHARED
+
+
+def test_a_file_on_a_disk(tmp_path: Path, unmet: Callable[[str], None]) -> None:
+    """Punching would destroy its data: nothing of it is ever released."""
+    path = tmp_path / "ram"
+    path.write_bytes(b"\xaa" * MIB)
+    fd = Fd(os.open(path, os.O_RDWR))
+    if backing_of(fd) is Backing.SHARED:
+        unmet("a temporary folder that is not on tmpfs (set TMPDIR)")
+    assert backing_of(fd) is Backing.FILE
+    each = region(0, MIB, fd=fd)
+    discarder = Discarder(Method.REMOVE)
+    discarder.adopt((each,))
+    assert discarder.method(each) is Method.NONE
+    each.close()
+    assert path.read_bytes() == b"\xaa" * MIB
+
+
+def test_a_file_on_tmpfs(unmet: Callable[[str], None]) -> None:
+    if not os.access("/dev/shm", os.W_OK):
+        unmet("/dev/shm")
+    path = Path(f"/dev/shm/vhost-user-balloon-test-{os.getpid()}")
+    with Fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)) as fd:
+        path.unlink()
+        assert backing_of(fd) is Backing.SHARED
+
+
+def test_hugetlb(unmet: Callable[[str], None]) -> None:
+    """Its pages leave without their reservation: never released, and aligned to the huge page."""
+    try:
+        fd = Fd(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB))
+    except OSError as error:
+        pytest.skip(f"the kernel makes no hugetlb memfd: {error.strerror}")
+    assert backing_of(fd) is Backing.HUGETLB
+    os.ftruncate(fd.fileno(), 2 * MIB)
+    if int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text()) == 0:
+        fd.close()
+        return  # mapping one would need a page in the pool
+    each = region(0, 2 * MIB, fd=fd)
+    assert each.page_size == 2 * MIB
+    each.close()
+
+
+# The choice
+
+
+@pytest.mark.parametrize("backing", Backing)
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_choices(backing: Backing, request_: str) -> None:
+    """What would destroy data or kill the guest is never chosen, whatever is asked; each choice has its reason."""
+    choice = choose(request_, backing)
+    if backing in (Backing.HUGETLB, Backing.FILE, Backing.SEALED) or request_ == Method.NONE:
+        assert choice.method is Method.NONE
+    elif backing is Backing.PRIVATE or request_ == Method.DONTNEED:
+        assert choice.method is Method.DONTNEED
+    else:
+        assert choice.method is Method.REMOVE
+    assert choice.reason
+
+
+def test_requests_are_plain_words() -> None:
+    assert REQUESTS == (AUTO, "remove", "dontneed", "none")
+    assert {type(word) for word in REQUESTS} == {str}
+
+
+def test_a_choice_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    regions = (region(0, PAGE), region(PAGE, PAGE))
+    discarder = Discarder()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            discarder.adopt(regions)
+    assert len(caplog.records) == 1
+    assert "shared memory: discard method is remove" in caplog.text
+    for each in regions:
+        each.close()
+
+
+def test_a_choice_that_frees_nothing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    each = region(0, PAGE)
+    with caplog.at_level(logging.WARNING):
+        Discarder("dontneed").adopt((each,))
+        Discarder("none").adopt((each,))
+    assert "FREES NOTHING" in caplog.text
+    assert "--discard none" in caplog.text
+    each.close()
+
+
+# Bounds and refusals
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(-PAGE, PAGE), (0, 0), (0, -PAGE), (0, MIB + PAGE), (MIB, PAGE), (MIB - PAGE, 2 * PAGE)],
+)
+def test_ranges_outside_the_region(full: Region, offset: int, length: int) -> None:
+    """mmap.madvise would clamp the last ones in silence."""
+    discarder = Discarder()
+    discarder.adopt((full,))
+    with pytest.raises(ValueError, match="outside"):
+        discarder.release(full, offset, length)
+    assert footprint(full) == MIB
+
+
+def test_the_kernels_refusal_is_the_hosts_fault() -> None:
+    """Sealed after the mapping was made: the kernel refuses to punch (EPERM)."""
+    each = region(0, MIB)
+    discarder = Discarder()
+    discarder.adopt((each,))
+    fcntl.fcntl(each.fd.fileno(), fcntl.F_ADD_SEALS, 0x10)
+    with pytest.raises(HostError) as caught:
+        discarder.release(each, 0, MIB)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EPERM
+    each.close()
