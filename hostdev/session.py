@@ -208,7 +208,8 @@ class Session:
         return _u64(OFFERED_PROTOCOL_FEATURES)
 
     def _set_protocol_features(self, value: wire.U64, _arrived: _Arrived) -> None:
-        unknown = value.value & ~OFFERED_PROTOCOL_FEATURES
+        # As a number: inverting an IntFlag leaves out the bits that it has no member for.
+        unknown = value.value & ~int(OFFERED_PROTOCOL_FEATURES)
         if unknown:
             raise RequestError(f"protocol feature bits {unknown:#x} were never offered")
         self.protocol_features = ProtocolFeature(value.value)
