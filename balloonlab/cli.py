@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from balloonlab import demo, doctor
+from balloonlab import check, demo, doctor
 from balloonlab.errors import EXPECTED, exit_status
 from balloonlab.options import Parser
 from balloonlab.progress import Progress
@@ -57,6 +57,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     demo.add_parser(commands)
     doctor.add_parsers(commands)
+    check.add_parser(commands)
     return parser
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-from rich.table import Table
 
+from balloonlab.errors import UsageError
 from balloonlab.measure import Measured, Measurement, Plan
 from balloonlab.options import Commands, add_guest_options, guest_options
 from balloonlab.progress import Progress
@@ -86,8 +86,14 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     """Run the command. Returns the exit status: 0 the memory came back, 1 it did not."""
     plan = Plan(parse_size(options.fill), options.kind, hold_at_end=options.hold)
     guest = guest_options(options)
-    folder = make_folder(options.out)
+    if not 0 < plan.fill_bytes < guest.memory_bytes:
+        raise UsageError(
+            f"--fill {options.fill}: give more than nothing and less than --memory {options.memory}"
+        )
+    chosen = make_folder(options.out) if options.out is not None else None
     setup = prepare(guest, discard=options.discard, features=options.features, progress=progress.say)
+    # Not before there is something to run: runs/latest stays at the last run.
+    folder = chosen or make_folder(None)
     progress.say(
         f"QEMU {setup.qemu.version} ({setup.accelerator}), Linux {setup.image.kernel_version} of {setup.image.suite}, "
         f"{human(setup.memory_bytes)} of memory"
@@ -119,10 +125,14 @@ def _measure(demo: _Demo, setup: Setup, folder: Path) -> Measured:
 
 async def _until_told(measurement: Measurement) -> Result:
     """Run to the end; SIGTERM ends it as Ctrl-C does, in order."""
-    task = asyncio.current_task()
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await measurement.run()
+    # Not loop.add_signal_handler(): the loop's end would leave SIGTERM deadly for what comes after.
+    previous = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        return await measurement.run()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _meta(setup: Setup, measured: Measured) -> dict[str, object]:
@@ -150,12 +160,10 @@ def _conclude(demo: _Demo, measured: dict[str, Measured]) -> int:
     write_json(joint, demo.folder / "result.json")
     _draw(demo, measured)
     for result in results.values():
-        table = Table.grid(padding=(0, 2))
+        demo.progress.say("")
         for label, text in sentences(result):
-            table.add_row(label, text)
-        demo.progress.console.print()
-        demo.progress.console.print(table, highlight=False)
-    demo.progress.console.print()
+            demo.progress.say(f"{label:<10}  {text}")
+    demo.progress.say("")
     passed = all(result.passed for result in results.values())
     verdict = "came back" if passed else "did NOT come back as it should"
     if demo.setup.discard in CONTROLS:

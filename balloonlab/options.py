@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from balloonlab.errors import UsageError
 from balloonlab.setup import DEFAULT_MEMORY, DEFAULT_SUITE, GuestOptions
 from balloonlab.sizes import parse_size
 from qmp_glue.debian import SUITES
@@ -57,8 +56,6 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
 
 def guest_options(options: argparse.Namespace) -> GuestOptions:
     """Return what the options say. Raises UsageError."""
-    if options.cpus < 1:
-        raise UsageError(f"--cpus {options.cpus}: give one or more")
     return GuestOptions(
         suite=options.suite,
         kernel=options.kernel,

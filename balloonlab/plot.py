@@ -23,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _MEBIBYTE = 1 << 20
+# The control runs lie on top of each other where they show what they are to show: one of them is dotted.
+_STYLES = {"none": (0, (1, 1.5))}
 _COLOURS = {"auto": "#0b6e4f", "remove": "#0b6e4f", "dontneed": "#c1440e", "none": "#6c757d"}
 
 
@@ -53,6 +55,7 @@ def _draw_footprint(axes: Axes, discard: str, samples: Sequence[Sample]) -> None
         [sample.footprint_bytes / _MEBIBYTE for sample in samples],
         color=_COLOURS.get(discard, "#22577a"),
         linewidth=2,
+        linestyle=_STYLES.get(discard, "solid"),
         label=f"held by the host, --discard {discard}",
     )
 

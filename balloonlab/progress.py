@@ -31,7 +31,7 @@ def bars(values: list[float], top: float, width: int, rows: int) -> list[str]:
     if not values or top <= 0:
         return [""] * rows
     chosen = (
-        [values[position * len(values) // width] for position in range(width)]
+        [values[(position + 1) * len(values) // width - 1] for position in range(width)]
         if len(values) > width
         else values
     )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from balloonlab.errors import UsageError
 from balloonlab.rig import Setup
+from balloonlab.sizes import human
 from guest_images.build import GuestImage, build_guest, build_own_guest
 from qmp_glue.debian import SUITES
 from qmp_glue.find import accelerator, find_qemu
@@ -25,7 +26,7 @@ MIN_MEMORY = 128 << 20
 
 @dataclass(frozen=True)
 class GuestOptions:
-    """What a person says of the guest to boot."""
+    """What a person says of the guest to boot. Raises UsageError at once, before anything is fetched or made."""
 
     suite: str = DEFAULT_SUITE
     kernel: Path | None = None
@@ -35,11 +36,23 @@ class GuestOptions:
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     append: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise UsageError(f"--cpus {self.cpus}: give one or more")
+        if self.memory_bytes < MIN_MEMORY:
+            raise UsageError(
+                f"--memory {human(self.memory_bytes)} is too little: give the guest 128M or more"
+            )
+        if self.suite not in SUITES:
+            raise UsageError(f"--suite {self.suite} is not known: choose one of {', '.join(SUITES)}")
+        if (self.kernel is None) != (self.modules is None):
+            raise UsageError(
+                "--kernel and --modules go together: give the kernel's lib/modules/VERSION folder"
+            )
+
 
 def prepare(options: GuestOptions, *, discard: str, features: str, progress: Callable[[str], None]) -> Setup:
-    """Make everything ready. Raises UsageError, QemuNotFoundError, DebianError, ImageError."""
-    if options.memory_bytes < MIN_MEMORY:
-        raise UsageError(f"--memory {options.memory_bytes} bytes is too little: the guest needs 128M or more")
+    """Make everything ready. Raises QemuNotFoundError, DebianError, ImageError."""
     qemu = find_qemu(progress=progress)
     return Setup(
         qemu=qemu,
@@ -55,10 +68,6 @@ def prepare(options: GuestOptions, *, discard: str, features: str, progress: Cal
 
 def build_image(options: GuestOptions, progress: Callable[[str], None]) -> GuestImage:
     """Build the guest: Debian's kernel of a suite, or the user's own."""
-    if options.kernel is None:
-        if options.suite not in SUITES:
-            raise UsageError(f"--suite {options.suite} is not known: choose one of {', '.join(SUITES)}")
+    if options.kernel is None or options.modules is None:
         return build_guest(options.suite, progress=progress)
-    if options.modules is None:
-        raise UsageError("--kernel needs --modules as well: the kernel's lib/modules/VERSION folder")
     return build_own_guest(options.kernel, options.modules, progress=progress)

@@ -45,12 +45,19 @@ def has_settled(samples: Sequence[Sample], since: float) -> bool:
     start = samples[-1].seconds - QUIET_SECONDS
     if start < since:
         return False
-    window = [sample for sample in samples if sample.seconds >= start]
-    footprints = [sample.footprint_bytes for sample in window]
-    named = [sample.named_bytes for sample in window if sample.named_bytes is not None]
-    if not named:
+    footprints = _from([(sample.seconds, sample.footprint_bytes) for sample in samples], start)
+    named = _from(
+        [(sample.seconds, sample.named_bytes) for sample in samples if sample.named_bytes is not None], start
+    )
+    if not footprints or not named:
         return False
     return max(footprints) - min(footprints) <= TOLERANCE_BYTES and named[-1] - named[0] <= NOISE_BYTES
+
+
+def _from(values: Sequence[tuple[float, int]], start: float) -> list[int]:
+    """Return what held at start and what was seen since; nothing if start is before the first look."""
+    before = [value for seconds, value in values if seconds <= start]
+    return [*before[-1:], *(value for seconds, value in values if seconds > start)] if before else []
 
 
 def settle_seconds(samples: Sequence[Sample], since: float) -> float:
