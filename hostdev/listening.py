@@ -5,6 +5,7 @@ Used by launch.py. Everything wrong with a path or a descriptor is a SetupError 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -20,7 +21,7 @@ def inherited(number: int) -> socket.socket:
     """Take over an inherited unix stream socket, connected or listening."""
     try:
         given = socket.socket(fileno=number)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise SetupError(f"--fd {number}: not an inherited socket: {error}") from error
     if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
         given.detach()
@@ -53,13 +54,19 @@ class ListeningPath:
             self._listener.listen(1)
         except OSError as error:
             self.__exit__()
-            raise SetupError(f"--socket-path {self._path}: {error.strerror}: {_hint(self._path)}") from error
+            raise SetupError(
+                f"--socket-path {self._path}: {error.strerror}: {_hint(self._path, error)}"
+            ) from error
         finally:
             os.umask(mask)
         return self._listener
 
     def _make_room(self) -> None:
-        """Remove a socket that a program left behind; refuse anything else that is at the path."""
+        """Remove a socket that a program left behind; refuse anything else that is at the path.
+
+        Asked with a datagram socket: a stream socket that somebody holds refuses it for its type (EPROTOTYPE), one that
+        nobody holds refuses it altogether, and no program there takes us for its front end.
+        """
         try:
             found = os.lstat(self._path)
         except OSError:
@@ -68,17 +75,30 @@ class ListeningPath:
             raise SetupError(
                 f"--socket-path {self._path} is taken by something that is not a socket: choose another path"
             )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if self._is_held():
+            raise SetupError(
+                f"--socket-path {self._path} is taken: another program listens there, choose another path"
+            )
+        try:
+            Path(self._path).unlink()
+        except OSError as error:
+            raise SetupError(
+                f"--socket-path {self._path}: a stale socket is there and cannot be removed: {error.strerror}: "
+                "remove it or choose another path"
+            ) from error
+
+    def _is_held(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(self._path)
             except ConnectionRefusedError:
-                Path(self._path).unlink()
-                return
+                return False
             except OSError as error:
-                raise SetupError(f"--socket-path {self._path} is taken: {error.strerror}") from error
-        raise SetupError(
-            f"--socket-path {self._path} is taken: another program listens there, choose another path"
-        )
+                if error.errno != errno.EPROTOTYPE:
+                    raise SetupError(
+                        f"--socket-path {self._path} is taken: {error.strerror}: choose another path"
+                    ) from error
+        return True
 
     def __exit__(self, *_error: object) -> None:
         self._listener.close()
@@ -90,11 +110,11 @@ class ListeningPath:
             Path(self._path).unlink()
 
 
-def _hint(path: str) -> str:
+def _hint(path: str, error: OSError) -> str:
     folder = Path(path).parent
-    if not folder.is_dir():
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
         return f"the folder {folder} does not exist"
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the folder {folder} cannot be written to, choose another"
     return "choose another path"
 
