@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from balloonlab.errors import UsageError
-from balloonlab.measure import Measured, Measurement, Plan
+from balloonlab.measure import FREEING_NOTHING, Measured, Measurement, Plan
 from balloonlab.options import Commands, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.results import Result, sentences, write_json
@@ -26,8 +26,6 @@ from balloonlab.setup import prepare
 from balloonlab.sizes import human, parse_size
 from balloonlab.timeline import write_csv
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
-
-CONTROLS = ("dontneed", "none")
 
 
 def add_parser(commands: Commands) -> None:
@@ -49,7 +47,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--discard",
-        choices=("auto", "remove", *CONTROLS),
+        choices=("auto", "remove", *FREEING_NOTHING),
         default="auto",
         help="how the device gives memory back (default: %(default)s)",
     )
@@ -101,7 +99,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     demo = _Demo(setup, plan, folder, progress)
     measured = {options.discard: _measure(demo, setup, folder)}
     if options.control:
-        for discard in CONTROLS:
+        for discard in FREEING_NOTHING:
             progress.say(f"control: the same with --discard {discard}")
             inner = folder / f"control-{discard}"
             inner.mkdir()
@@ -166,7 +164,7 @@ def _conclude(demo: _Demo, measured: dict[str, Measured]) -> int:
     demo.progress.say("")
     passed = all(result.passed for result in results.values())
     verdict = "came back" if passed else "did NOT come back as it should"
-    if demo.setup.discard in CONTROLS:
+    if demo.setup.discard in FREEING_NOTHING:
         verdict = (
             "stayed on the host, as this method frees nothing" if passed else "did not stay as it should"
         )

@@ -114,6 +114,11 @@ class DeviceProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def returncode(self) -> int | None:
+        """How the keeper ended; None while it runs or was never started."""
+        return self._process.poll() if self._process is not None else None
+
     def pids(self) -> list[int]:
         """Process ids of keeper and worker."""
         return [self.pid, *process.children(self.pid)]
@@ -133,14 +138,13 @@ class DeviceProcess:
         except FileNotFoundError:
             return Counters()
 
-    def check(self) -> None:
-        """Raise DeviceError if the device has ended."""
-        if self._process is not None and self._process.poll() is not None:
-            lines = self._log_file.read_text(errors="replace").splitlines()[-5:]
-            said = "\n  ".join(lines) or "(it wrote nothing)"
-            raise DeviceError(
-                f"the device ended with status {self._process.returncode}; its last lines:\n  {said}"
-            )
+    def error(self) -> DeviceError:
+        """Return the error that says how the device ended."""
+        lines = self._log_file.read_text(errors="replace").splitlines()[-5:]
+        said = "\n  ".join(lines) or "(it wrote nothing)"
+        return DeviceError(
+            f"the device ended with status {self.returncode}; put right what its last lines name:\n  {said}"
+        )
 
     async def close(self) -> None:
         """Wait for the device's end, which QEMU's brings about; help it on if that takes too long."""

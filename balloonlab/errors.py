@@ -3,7 +3,8 @@
 LabError
 ├── UsageError         an option or a path cannot be used as given (2)
 ├── DeviceError        the device did not start or ended early (2)
-└── GuestSetupError    the guest came up but cannot do what the experiment needs (2)
+├── GuestSetupError    the guest came up but cannot do what the experiment needs (2)
+└── GuestEndedError    the guest panicked or powered off before its time (2)
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class DeviceError(LabError):
 
 class GuestSetupError(LabError):
     """The guest came up but cannot do what the experiment needs."""
+
+
+class GuestEndedError(LabError):
+    """The guest panicked or powered off before its time, and QEMU ended in order."""
 
 
 # What a command turns into one line and an exit status; anything else is a defect and keeps its traceback.

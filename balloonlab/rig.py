@@ -18,18 +18,23 @@ from types import TracebackType
 from typing import Literal
 
 from balloonlab.device import DeviceProcess
-from balloonlab.errors import UsageError
+from balloonlab.errors import DeviceError, GuestEndedError, GuestSetupError, UsageError
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
+from guest_images.errors import AgentError, AgentTimeoutError
 from guest_images.initramfs import kernel_command_line
 from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments
-from qmp_glue.errors import QemuExitedError, VmError
+from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
 from qmp_glue.find import Qemu
 from qmp_glue.inspect import inspect_arguments
 from qmp_glue.vm import VirtualMachine
 
 # Seconds from QEMU's start to the agent's greeting: 4 to 8 s under TCG here, and CI machines share their cores.
 BOOT_SECONDS = 120.0
+# Seconds from a guest's last word to QEMU's end, which gives back all of guest RAM.
+END_SECONDS = 3.0
+# A panic's reason and the trace that tells where, or what a guest that hangs said last.
+CONSOLE_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,15 @@ class Rig:
     async def _start_qemu(self, balloon: socket.socket | None) -> VirtualMachine:
         vm = VirtualMachine(self.setup.qemu, self.machine, log=self._qemu_log)
         self._stack.push_async_callback(vm.close)
-        await vm.start()
+        try:
+            await vm.start()
+        except VmError as error:
+            if balloon is not None:
+                balloon.close()
+                await self.device.close()
+                if self.device.returncode:
+                    raise self.device.error() from error
+            raise
         if balloon is not None:
             balloon.close()
         return vm
@@ -130,23 +143,42 @@ class Rig:
     async def _greeting(self) -> Hello:
         try:
             return await self.agent.hello(deadline=BOOT_SECONDS)
-        except Exception as error:
-            self.device.check()
-            if self.vm.returncode is not None:
-                raise QemuExitedError(
-                    self.vm.returncode, [*self.vm.last_lines(), *self._console_tail()]
-                ) from error
+        except AgentError as error:
+            if (why := await self.why_ended()) is not None:
+                raise why from error
+            if isinstance(error, AgentTimeoutError):
+                raise GuestSetupError(f"{error}; {self._console_tail()}") from error
             raise
 
-    def _console_tail(self) -> list[str]:
-        return self.vm.console_text().splitlines()[-5:]
+    def _console_tail(self) -> str:
+        text = self.vm.console_text()
+        panic = text.find("Kernel panic")
+        lines = text.splitlines()[-CONSOLE_LINES:] if panic < 0 else text[panic:].splitlines()[:CONSOLE_LINES]
+        return "\n  ".join(["put right what its console names:", *(lines or ["(nothing)"])])
 
-    def check(self) -> None:
-        """Raise what explains it if the device or QEMU has ended."""
-        if self.setup.balloon == "vhost-user":
-            self.device.check()
+    async def check(self) -> None:
+        """Raise what explains it if the device, QEMU or the guest has ended."""
+        if self.vm.returncode is not None or self.device.returncode is not None:
+            why = await self.why_ended()
+            assert why is not None
+            raise why
+
+    async def why_ended(self) -> DeviceError | GuestEndedError | QemuExitedError | None:
+        """Return what explains that something does not answer any more; None if all three are alive.
+
+        The device ends with QEMU and QEMU with its guest, a moment later: who failed first is told from the statuses.
+        """
+        if self.device.returncode:
+            return self.device.error()
+        with contextlib.suppress(DeadlineError):
+            await self.vm.wait(seconds=END_SECONDS)
+        if self.vm.returncode == 0:
+            return GuestEndedError(
+                f"the guest panicked or powered off before its time; {self._console_tail()}"
+            )
         if self.vm.returncode is not None:
-            raise QemuExitedError(self.vm.returncode, self.vm.last_lines())
+            return QemuExitedError(self.vm.returncode, self.vm.last_lines())
+        return self.device.error() if self.device.returncode is not None else None
 
     async def power_off(self, *, seconds: float = 20.0) -> None:
         """Have the guest power off and wait for QEMU's end. Raises VmError if it does not."""

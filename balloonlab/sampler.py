@@ -39,7 +39,7 @@ class Sampler:
         """Sample for ever. Ends by cancellation, or with what explains that device, QEMU or guest have ended."""
         next_look = 0.0
         while True:
-            self._rig.check()
+            await self._rig.check()
             if self._rig.hello is not None and self.now() >= next_look:
                 next_look = self.now() + GUEST_SECONDS
                 await self.look()
