@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 from qmp_glue import apt_sources
 from qmp_glue.errors import (
     AptMissingError,
+    CacheError,
     DebianError,
     DownloadError,
     KeyringMissingError,
@@ -45,6 +48,7 @@ __all__ = [
     "SUITES",
     "AptMissingError",
     "Archive",
+    "CacheError",
     "DebianError",
     "DownloadError",
     "KeyringMissingError",
@@ -82,11 +86,18 @@ DOWNLOAD_SECONDS = 3600.0  # 60 MB at the same pace.
 def cache_root() -> Path:
     """Return ``${XDG_CACHE_HOME:-~/.cache}/vhost-user-balloon``, made with mode 0700 if it is not there.
 
-    A relative XDG_CACHE_HOME is ignored, as the XDG base directory specification asks.
+    A relative XDG_CACHE_HOME is ignored, as the XDG base directory specification asks. Raises CacheError.
     """
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    root = (named if named.is_absolute() else Path.home() / ".cache") / "vhost-user-balloon"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root = (named if named.is_absolute() else Path.home() / ".cache") / "vhost-user-balloon"
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+    except (OSError, RuntimeError) as error:  # RuntimeError: neither HOME nor the user database names a home
+        raise CacheError(
+            f"no cache directory: {error}; name one that you can write to in the environment variable XDG_CACHE_HOME"
+        ) from error
     return root
 
 
@@ -320,7 +331,7 @@ def _age_seconds(path: Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is its exit code: 0, 2 for usage and set-up, 3 where this machine cannot."""
+    """Run the command line; the result is its exit code: 0, 2 for usage and set-up, 3 where this machine cannot, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python3 -m qmp_glue.debian", description=(__doc__ or "").partition("\n")[0]
     )
@@ -338,6 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QmpGlueError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what came whole is kept", file=sys.stderr)  # noqa: T201
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -9,6 +9,7 @@
     |   +-- DownloadError        the mirror is out of reach, or has not what was asked for
     |   |   +-- SignatureError   what came is not Debian's
     |   +-- UnpackError          a package or its destination is not as it must be
+    +-- CacheError               the cache directory cannot be made or written to
     +-- QemuNotFoundError        3: no QEMU that can front the device, and none could be fetched
     +-- MachineError             a machine that cannot be described to QEMU (a ValueError as well)
     +-- LockTimeoutError         another process held a lock file for too long
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AptMissingError",
+    "CacheError",
     "CommandDeniedError",
     "CommandFailedError",
     "DeadlineError",
@@ -93,6 +95,10 @@ class SignatureError(DownloadError):
 
 class UnpackError(DebianError):
     """A package could not be unpacked, or its destination is already there."""
+
+
+class CacheError(QmpGlueError):
+    """The cache directory cannot be made or written to."""
 
 
 class QemuNotFoundError(QmpGlueError):

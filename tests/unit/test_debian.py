@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -283,3 +284,33 @@ def test_cache_root_ignores_a_relative_path(tmp_path: Path, monkeypatch: pytest.
     root = debian.cache_root()
     assert root == tmp_path / ".cache" / "vhost-user-balloon"
     assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_cache_root_that_cannot_be_made_has_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(debian.CacheError, match="XDG_CACHE_HOME"):
+        debian.cache_root()
+
+
+def test_without_any_home_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+
+    def unknown(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(debian.CacheError, match="XDG_CACHE_HOME"):
+        debian.cache_root()
+
+
+def test_interruption_has_its_status_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(debian, "Archive", interrupted)
+    assert debian.main(["unpack", "--suite", "trixie", "--into", str(tmp_path / "into"), "hello"]) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
