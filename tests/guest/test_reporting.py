@@ -173,9 +173,9 @@ def test_without_page_poison_a_guest_with_init_on_free_is_told_apart(tmp_path: P
 
 def test_with_page_poison_a_guest_with_init_on_free_reports(tmp_path: Path) -> None:
     """The pages are to read as zeroes, and a hole does."""
-    setup = setup_for("bookworm-backports", append="init_on_free=1", memory=512 * MIB)
+    setup = setup_for("bookworm-backports", append="init_on_free=1")
     with booted(setup, tmp_path) as guest:
-        result = guest.wait(Measurement(setup, Plan(200 * MIB), tmp_path).on(guest.rig))
+        result = guest.wait(Measurement(setup, Plan(FILL), tmp_path).on(guest.rig))
     assert result.notes == []
     assert {"REPORTING", "PAGE_POISON"} <= set(result.device.negotiated_features)
     assert result.returned_bytes >= RETURN_SHARE * result.guest.memfree_regained_bytes
