@@ -286,9 +286,15 @@ class Archive:
         self, *words: str, seconds: float, failure: type[DebianError], cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         options = [word for key, value in self._settings().items() for word in ("-o", f"{key}={value}")]
-        done = run_tool(
-            ["apt-get", "-q", *options, *words], seconds=seconds, cwd=cwd, pass_fds=[self._lock_fd]
-        )
+        # apt leaves its temporary files where it is interrupted.
+        with scratch_directory(self._home, "tmp") as temporary:
+            done = run_tool(
+                ["apt-get", "-q", *options, *words],
+                seconds=seconds,
+                cwd=cwd,
+                pass_fds=[self._lock_fd],
+                variables={"TMPDIR": str(temporary)},
+            )
         if done.returncode != 0:
             raise _apt_failure(done.stderr, self.suite, failure)
         return done

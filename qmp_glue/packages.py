@@ -10,13 +10,14 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmp_glue.errors import AptMissingError, DownloadError, UnpackError
 from qmp_glue.scratch import scratch_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["LOCAL_SECONDS", "Package", "run_tool", "unpack"]
 
@@ -96,9 +97,10 @@ def run_tool(
     seconds: float = LOCAL_SECONDS,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """Run a program of apt in the C locale, so that its output can be read, and with a deadline."""
-    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"} | dict(variables)
     try:
         return subprocess.run(
             command,

@@ -208,6 +208,19 @@ def test_unsigned_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         debian.Archive("trixie").update()
 
 
+def test_what_apt_leaves_behind_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("apt-config")
+    fake = tmp_path / "bin" / "apt-get"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ntouch "$TMPDIR/left" && echo "$TMPDIR" >{tmp_path}/where && exit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, f"file:{tmp_path}")
+    with pytest.raises(debian.DownloadError):
+        debian.Archive("trixie").update()
+    assert not Path((tmp_path / "where").read_text().strip()).exists()
+
+
 def test_command_line_returns_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
