@@ -43,7 +43,9 @@ class _Incoming:
     received: list[fds.Fd] = field(default_factory=list)
 
     def missing(self) -> int:
-        """Bytes still to be read. Raises OverflowError for a size that no message has."""
+        """Bytes still to be read. Raises OverflowError for a size or a number of descriptors that no message has."""
+        if len(self.received) > fds.MAX_RECEIVED:
+            raise OverflowError(f"more than {fds.MAX_RECEIVED} descriptors with one message")
         if len(self.data) < HEADER_SIZE:
             return HEADER_SIZE - len(self.data)
         size = HEADER.decode(bytes(self.data[:HEADER_SIZE])).size
@@ -76,43 +78,42 @@ class Guest:
     def receive(self) -> bool:
         """Read on; pass the message to the worker when it is whole. False when the connection is to be closed."""
         try:
-            missing = self._incoming.missing()
-            data, received = fds.receive(self.connection, missing)
+            data, received = fds.receive(self.connection, self._incoming.missing())
+            self._incoming.received += received
+            self._incoming.data += data
+            if not data:
+                return self._ended()
+            # Before the next read: a header with an impossible size may be all that ever comes.
+            return self._incoming.missing() > 0 or self._pass_on()
         except BlockingIOError:
             return True
         except (OSError, OverflowError) as error:
             log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
             return False
-        self._incoming.received += received
-        self._incoming.data += data
-        if not data:
-            return self._ended()
-        if len(self._incoming.data) >= HEADER_SIZE and self._whole():
-            self._pass_on()
-        return True
-
-    def _whole(self) -> bool:
-        try:
-            return self._incoming.missing() == 0
-        except OverflowError:
-            return False  # reported by the next receive()
 
     def _ended(self) -> bool:
         if self._incoming.data:
             log.warning("the front end closed in the middle of a message")
         return False
 
-    def _pass_on(self) -> None:
+    def _pass_on(self) -> bool:
+        """Pass the whole message to the worker. False if the worker is gone."""
         message, self._incoming = self._incoming, _Incoming()
         try:
             fds.send(self.channel, bytes(message.data), message.received)
-            self._waiting = True
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # close() says how it ended
         finally:
             fds.close_all(message.received)
+        self._waiting = True
+        return True
 
     def forward(self) -> bool:
         """Take the worker's answer and forward it. False when the connection is to be closed."""
-        data, _none = fds.receive(self.channel, MAX_DATAGRAM)
+        try:
+            data, _none = fds.receive(self.channel, MAX_DATAGRAM)
+        except ConnectionResetError:
+            return False  # the worker died with a message unread
         if not data:
             return False
         answer = ANSWER.decode(data)
@@ -131,6 +132,12 @@ class Guest:
         except OSError:
             return False
         return not self._closing or bool(self._outgoing)
+
+    def has_gone(self) -> bool:
+        """True if the front end has closed, whatever of it is still unread."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> bool:
         """End the worker by closing its channel, reap it, close everything. False if the worker had crashed."""
@@ -248,7 +255,9 @@ class Keeper:
         except OSError as error:
             log.warning("accept: %s", error)
             return
-        if self._guest is not None:
+        if self._guest is not None and self._guest.has_gone():
+            self._end_guest()  # a VM that is started again at once must not find its predecessor in the way
+        if self._guest is not None or self._stopping:
             log.warning("a second front end is turned away: one is being served")
             connection.close()
             return
@@ -261,18 +270,19 @@ class Keeper:
         self._selector.register(guest.channel, selectors.EVENT_READ, lambda: self._relay(guest))
 
     def _serve(self, guest: Guest) -> None:
+        if guest is not self._guest:
+            return  # ended by an event of the same select()
         if guest.interest == selectors.EVENT_WRITE:
             self._settle(guest, going_on=guest.flush())
         else:
             self._settle(guest, going_on=guest.receive())
 
     def _relay(self, guest: Guest) -> None:
-        self._settle(guest, going_on=guest.forward())
+        if guest is self._guest:
+            self._settle(guest, going_on=guest.forward())
 
     def _settle(self, guest: Guest, *, going_on: bool) -> None:
         """Make the selector follow the guest's state, or end it."""
-        if guest is not self._guest:
-            return
         if not going_on:
             self._end_guest()
             return

@@ -99,7 +99,10 @@ class Worker:
         answer = self._answer(data, received)
         self._watch_kicks()
         self._touch_metrics()
-        self._channel.send(ANSWER.encode(answer))
+        try:
+            self._channel.send(ANSWER.encode(answer))
+        except BrokenPipeError:
+            return False  # the keeper closed meanwhile: nobody waits for the answer
         return True
 
     def _answer(self, data: bytes, received: list[fds.Fd]) -> Answer:
@@ -171,6 +174,9 @@ class Worker:
             return self.balloon.service(index)
         except RingError as error:
             log.warning("%s", error)
+            broken = self.session.rings[index].error
+            if broken is not None:
+                fds.signal_event(broken)
             return Step(returned=False, more=False)
         except Exception:
             log.exception("unexpected error in ring %d", index)
