@@ -106,6 +106,7 @@ class DriverRing:
         self.call = fds.Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.next_available = 0
         self._seen = 0
+        self._unclaimed: list[tuple[int, int]] = []
         self._free = list(range(size))
         self._chains: dict[int, list[int]] = {}
 
@@ -163,8 +164,8 @@ class DriverRing:
         return int(index)
 
     def take_used(self) -> list[tuple[int, int]]:
-        """Take what the device has returned since: pairs of head and length."""
-        taken = []
+        """Take what the device has returned and no wait_used() has taken: pairs of head and length."""
+        taken, self._unclaimed = self._unclaimed, []
         while self._seen != self.used_index:
             at = self.used + RING_HEADER_SIZE + USED_ELEMENT_SIZE * (self._seen % self.size)
             element = USED_ELEMENT.decode(self._memory.read(at, USED_ELEMENT_SIZE))
@@ -177,9 +178,11 @@ class DriverRing:
         """Wait, by the call eventfd, until head is returned. Returns the used length. Raises FrontendError."""
         end = time.monotonic() + deadline
         while True:
-            for used, length in self.take_used():
-                if used == head:
-                    return length
+            self._unclaimed = self.take_used()
+            for element in self._unclaimed:
+                if element[0] == head:
+                    self._unclaimed.remove(element)
+                    return element[1]
             poll = select.poll()
             poll.register(self.call.fileno(), select.POLLIN)
             if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
