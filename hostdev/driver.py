@@ -10,8 +10,10 @@ import os
 import select
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from hostdev import fds
 from hostdev.wire import vhost_user as wire
@@ -91,10 +93,23 @@ class GuestMemory:
         self.fd.close()
 
 
-class DriverRing:
-    """The driver side of one split ring, laid out in guest memory from a page-aligned address on."""
+class Memory(Protocol):
+    """Guest memory as a ring needs it: bytes at guest physical addresses."""
 
-    def __init__(self, memory: GuestMemory, index: int, size: int, address: int) -> None:
+    def read(self, address: int, length: int) -> bytes:
+        """Read guest memory."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest memory."""
+
+
+class SplitRing(ABC):
+    """The driver side of one split ring, laid out in guest memory from a page-aligned address on.
+
+    How the device is notified, and how its answer is awaited, is for the transport that a subclass knows.
+    """
+
+    def __init__(self, memory: Memory, index: int, size: int, address: int) -> None:
         self.index = index
         self.size = size
         self._memory = memory
@@ -102,8 +117,6 @@ class DriverRing:
         self.available = address + descriptor_table_bytes(size)
         self.used = (self.available + RING_HEADER_SIZE + 2 * size + 2 + 3) & ~3
         self._tables = (self.used + RING_HEADER_SIZE + USED_ELEMENT_SIZE * size + 2 + 15) & ~15
-        self.kick = fds.Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self.call = fds.Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.next_available = 0
         self._seen = 0
         self._unclaimed: list[tuple[int, int]] = []
@@ -147,9 +160,13 @@ class DriverRing:
         """Write the available index: what a lying driver does."""
         self._memory.write(self.available + 2, _INDEX.pack(index))
 
+    @abstractmethod
     def notify(self) -> None:
         """Kick the device."""
-        os.eventfd_write(self.kick.fileno(), 1)
+
+    @abstractmethod
+    def wait_call(self, seconds: float) -> bool:
+        """Wait until the device may have returned something. Returns False if nothing came in time."""
 
     def offer(self, buffers: Sequence[Buffer], *, indirect: bool = False) -> int:
         """Make a chain available and kick. Returns its head."""
@@ -175,7 +192,7 @@ class DriverRing:
         return taken
 
     def wait_used(self, head: int, deadline: float = DEADLINE) -> int:
-        """Wait, by the call eventfd, until head is returned. Returns the used length. Raises FrontendError."""
+        """Wait, by what the device signals, until head is returned. Returns the used length. Raises FrontendError."""
         end = time.monotonic() + deadline
         while True:
             self._unclaimed = self.take_used()
@@ -183,11 +200,30 @@ class DriverRing:
                 if element[0] == head:
                     self._unclaimed.remove(element)
                     return element[1]
-            poll = select.poll()
-            poll.register(self.call.fileno(), select.POLLIN)
-            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            if not self.wait_call(max(0.0, end - time.monotonic())):
                 raise FrontendError(f"ring {self.index}: chain {head} was not returned within {deadline} s")
-            os.eventfd_read(self.call.fileno())
+
+
+class DriverRing(SplitRing):
+    """A ring whose device is behind two eventfds, as vhost-user has it."""
+
+    def __init__(self, memory: GuestMemory, index: int, size: int, address: int) -> None:
+        super().__init__(memory, index, size, address)
+        self.kick = fds.Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.call = fds.Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+    def notify(self) -> None:
+        """Kick the device."""
+        os.eventfd_write(self.kick.fileno(), 1)
+
+    def wait_call(self, seconds: float) -> bool:
+        """Wait for the call eventfd and reset it."""
+        poll = select.poll()
+        poll.register(self.call.fileno(), select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return False
+        os.eventfd_read(self.call.fileno())
+        return True
 
     def close(self) -> None:
         """Close the eventfds."""
