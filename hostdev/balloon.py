@@ -15,8 +15,7 @@ the ring's base makes the guest's buffer be offered again.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from hostdev.discard import Discarder, Method
@@ -83,11 +82,18 @@ _IDLE = Step(returned=False, more=False)
 
 @dataclass
 class _Job:
-    """A chain whose pages are being given back."""
+    """A chain whose pages are being given back. The parts are worked out as they come to their turn."""
 
     head: int
     cause: str
-    parts: deque[Part]
+    parts: Iterator[Part]
+
+    def __post_init__(self) -> None:
+        self.following = next(self.parts, None)
+
+    def take(self) -> Part | None:
+        part, self.following = self.following, next(self.parts, None)
+        return part
 
 
 @dataclass
@@ -255,7 +261,7 @@ class Balloon:
 
     def _begin(self, index: int, ring: _Ring, chain: Chain) -> Step:
         # Before anything can go wrong with it: whatever does, the chain is put back.
-        ring.job = _Job(chain.head, "none", deque())
+        ring.job = _Job(chain.head, "none", iter(()))
         role = self._roles.get(index)
         if role is not None:
             self.metrics.add("buffers_total", len(chain.descriptors), role.name.lower())
@@ -276,19 +282,18 @@ class Balloon:
             return self._job(chain.head, "inflate", spans_of_pfns(self._pfns(chain)))
         if role is Role.DEFLATE:
             self.metrics.add("deflated_pages_total", len(self._pfns(chain)))
-        return _Job(chain.head, "none", deque())
+        return _Job(chain.head, "none", iter(()))
 
     def _continue(self, index: int, ring: _Ring) -> Step:
         """Give back one slice of the job; put the chain back when nothing is left of it."""
         job = ring.job
         assert job is not None
         size = calls = 0
-        while job.parts and size < SLICE_BYTES and calls < SLICE_CALLS:
-            part = job.parts.popleft()
+        while size < SLICE_BYTES and calls < SLICE_CALLS and (part := job.take()):
             self._release(job.cause, part)
             size += part.length
             calls += 1
-        if job.parts:
+        if job.following:
             return Step(returned=False, more=True)
         return self._finish(index, ring, job.head)
 
@@ -340,11 +345,8 @@ class Balloon:
         return step
 
     def _job(self, head: int, cause: str, spans: list[Span]) -> _Job:
-        parts: deque[Part] = deque()
-        for span in spans:
-            for part in self._memory.split(*span):
-                parts.extend(_whole_pages(part))
-        return _Job(head, cause, parts)
+        named = (part for span in spans for part in self._memory.split(*span))
+        return _Job(head, cause, (piece for part in named for piece in _whole_pages(part)))
 
     # Giving back
 

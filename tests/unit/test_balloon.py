@@ -10,9 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from hostdev.balloon import MAX_HOST_ERRORS, MAX_PFN_BYTES, MAX_STATISTICS, SLICE_BYTES, ring_roles
+from hostdev.balloon import (
+    MAX_HOST_ERRORS,
+    MAX_PFN_BYTES,
+    MAX_STATISTICS,
+    SLICE_BYTES,
+    SLICE_CALLS,
+    ring_roles,
+)
 from hostdev.driver import USER_BASE, Buffer, GuestMemory
 from hostdev.errors import HostError, RingError
+from hostdev.memory import MemoryTable, Part
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, STATISTIC, Config, Feature, Role, Statistic
 from hostdev.wire.vhost_user import Request
@@ -595,6 +603,23 @@ def test_scattered_pages_go_in_slices_too(guest: InProcess) -> None:
         guest.step(INFLATE)
         counts.append(len(guest.discarder.released))
     assert counts == [256, 512, 600]
+
+
+def test_a_step_works_out_no_more_than_it_releases(guest: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16384 scattered frames would take 70 ms to place all at once, and a message would wait for it."""
+    asked: list[int] = []
+    real = MemoryTable.split
+
+    def split(table: MemoryTable, address: int, length: int) -> Iterator[Part]:
+        asked.append(address)
+        return real(table, address, length)
+
+    monkeypatch.setattr(MemoryTable, "split", split)
+    pfns = [FREE // PAGE + 2 * n for n in range(600)]
+    guest.memory.write(LIST, struct.pack("<600I", *pfns))
+    guest.rings[INFLATE].add([Buffer(LIST, 2400)])
+    guest.step(INFLATE)
+    assert len(asked) <= SLICE_CALLS + 2  # the list itself, and a look ahead
 
 
 # A memory table that changes under running rings

@@ -1,0 +1,65 @@
+"""The worker's loop when something of ours goes wrong: it answers, becomes inert, and goes on."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from hostdev.balloon import Step
+from hostdev.errors import RingError
+from hostdev.wire import vhost_user as wire
+from hostdev.wire.channel import Action
+from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
+from hostdev.worker import Options, Worker
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        worker = Worker(theirs, Options())
+        yield worker
+        worker.session.close()
+
+
+def fail(*_arguments: object) -> None:
+    raise ZeroDivisionError("a defect of ours")
+
+
+@pytest.mark.parametrize("request_", [Request.GET_FEATURES, Request.GET_VRING_BASE, Request.GET_CONFIG])
+def test_an_error_in_a_message_is_answered(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request_: Request
+) -> None:
+    monkeypatch.setattr(worker.session, "handle", fail)
+    with caplog.at_level(logging.ERROR):
+        answer = worker._answer(wire.message(request_, 0, bytes(8)), [])
+    assert answer.action == Action.CONTINUE
+    assert wire.HEADER.decode(answer.reply[: wire.HEADER_SIZE]).request == request_
+    assert worker.balloon.inert
+    assert "a defect of ours" in caplog.text
+
+
+def test_a_broken_stream_is_no_defect(worker: Worker) -> None:
+    header = wire.HEADER.encode(wire.Header(Request.SET_OWNER, 2 | FLAG_NEED_REPLY, 0))
+    assert worker._answer(header, []).action == Action.CLOSE
+    assert not worker.balloon.inert
+
+
+def test_an_error_in_a_ring_is_tried_once_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, inert, so that the chain gets its answer; not for ever, or the loop would spin."""
+    monkeypatch.setattr(worker.balloon, "service", fail)
+    assert worker._step(0) == Step(returned=False, more=True)
+    assert worker.balloon.inert
+    assert worker._step(0) == Step(returned=False, more=False)
+
+
+def test_a_broken_ring_is_the_guests_fault(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_index: int) -> Step:
+        raise RingError("ring 0 is broken")
+
+    monkeypatch.setattr(worker.balloon, "service", broken)
+    assert worker._step(0) == Step(returned=False, more=False)
+    assert not worker.balloon.inert
