@@ -181,15 +181,27 @@ class Archive:
             return self.download(self.closure(*names))
 
     def _update(self, *, force: bool) -> None:
-        """Update under the lock. The stamp is written last, so that lists which came half do not count."""
+        """Update under the lock. The stamp is written last, so that first lists which came half do not count.
+
+        Where nothing newer can be had, older lists still do: apt keeps them as they were verified, and what is in the
+        cache goes on working without a network.
+        """
         stamp = self._home / "updated"
-        if not force and (self._updated or _age_seconds(stamp) < FRESH_SECONDS):
+        age = _age_seconds(stamp)
+        if not force and (self._updated or age < FRESH_SECONDS):
             return
         self._write_configuration()
         self._progress(f"apt: fetching the package lists of {self.suite}")
-        stamp.unlink(missing_ok=True)
-        self._apt_get("update", seconds=UPDATE_SECONDS, failure=DownloadError)
-        stamp.touch()
+        try:
+            self._apt_get("update", seconds=UPDATE_SECONDS, failure=DownloadError)
+        except SignatureError:
+            raise
+        except DownloadError:
+            if force or not stamp.exists():
+                raise
+            self._progress(f"apt: they could not be had, so those of {age / 3600:.0f} hours ago are used")
+        else:
+            stamp.touch()
         self._updated = True
 
     def _closure(self, names: Sequence[str]) -> list[tuple[str, str]]:

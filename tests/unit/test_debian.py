@@ -221,6 +221,22 @@ def test_what_apt_leaves_behind_is_removed(tmp_path: Path, monkeypatch: pytest.M
     assert not Path((tmp_path / "where").read_text().strip()).exists()
 
 
+def test_old_lists_serve_where_none_can_be_had(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    need("apt-get")
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, f"file:{own_cache}/gone")
+    stamp = own_cache / "apt" / "trixie" / "updated"
+    stamp.parent.mkdir(parents=True)
+    stamp.touch()
+    os.utime(stamp, (0, 0))
+    said: list[str] = []
+    archive = debian.Archive("trixie", progress=said.append)
+    archive.update()
+    assert "hours ago are used" in said[-1]
+    assert stamp.stat().st_mtime == 0
+    with pytest.raises(debian.DownloadError):
+        archive.update(force=True)
+
+
 def test_command_line_returns_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
