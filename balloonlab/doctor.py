@@ -162,8 +162,8 @@ def _apt() -> Check:
     return Check(
         "apt",
         "note",
-        "no apt-get and dpkg-deb",
-        "without them bring your own QEMU (QEMU=) and kernel (--kernel)",
+        "no apt-get and dpkg-deb: no guest can be built that is not cached, since its user space is Debian's",
+        "install apt, dpkg and debian-archive-keyring, or run the device beside guests of your own",
     )
 
 
