@@ -6,20 +6,16 @@ SIGTERM. An expected error is one message that names the cause and the fix; anyt
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from balloonlab import check, demo, doctor
-from balloonlab.errors import EXPECTED, exit_status
-from balloonlab.options import Parser
-from balloonlab.progress import Progress
+from balloonlab import signals
 from hostdev import __version__
+
+if TYPE_CHECKING:
+    from balloonlab.options import Parser
 
 PROGRAM = "balloonlab"
 _SIGNALLED = 128
@@ -27,31 +23,36 @@ _SIGNALLED = 128
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
-    options = _parser().parse_args(argv)
-    progress = Progress(Console(soft_wrap=False))
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        return int(options.run(options, progress))
+        with signals.first_only(signals.unwind):
+            return _run(argv)
+    except signals.SignalledError as error:
+        what = "interrupted" if error.number == signal.SIGINT else "terminated"
+        print(f"{PROGRAM}: {what}, everything that was started has ended", file=sys.stderr)  # noqa: T201
+        return _SIGNALLED + error.number
+
+
+# Everything else is imported once the signals are in order: it costs a third of a second, in which Ctrl-C may come too.
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from balloonlab.errors import EXPECTED, exit_status  # noqa: PLC0415
+    from balloonlab.progress import Progress  # noqa: PLC0415
+
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options, Progress(Console(soft_wrap=False))))
     except EXPECTED as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
         return exit_status(error)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, everything that was started has ended", file=sys.stderr)  # noqa: T201
-        return _SIGNALLED + signal.SIGINT
-    except (_TerminatedError, asyncio.CancelledError):
-        print(f"{PROGRAM}: terminated, everything that was started has ended", file=sys.stderr)  # noqa: T201
-        return _SIGNALLED + signal.SIGTERM
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM arrived outside of asyncio: unwind like KeyboardInterrupt."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _TerminatedError
 
 
 def _parser() -> Parser:
+    from balloonlab import check, demo, doctor  # noqa: PLC0415
+    from balloonlab.options import Parser  # noqa: PLC0415
+
     parser = Parser(prog=PROGRAM, description="Boot guests, drive them, and measure what they cost the host.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)

@@ -7,19 +7,18 @@ with --discard dontneed and none as well, and all go into one picture.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from balloonlab import signals
 from balloonlab.errors import UsageError
 from balloonlab.measure import FREEING_NOTHING, Measured, Measurement, Plan
 from balloonlab.options import Commands, add_guest_options, guest_options
 from balloonlab.progress import Progress
-from balloonlab.results import Result, sentences, write_json
+from balloonlab.results import sentences, write_json
 from balloonlab.rig import Setup
 from balloonlab.runs import environment, make_folder, sha256
 from balloonlab.setup import prepare
@@ -112,25 +111,13 @@ def _measure(demo: _Demo, setup: Setup, folder: Path) -> Measured:
     measurement = Measurement(setup, demo.plan, folder, demo.progress)
     try:
         with demo.progress.run(setup.memory_bytes):
-            asyncio.run(_until_told(measurement))
+            signals.run(measurement.run())
     finally:
         write_csv(measurement.measured.samples, folder / "timeline.csv")
         write_json(_meta(setup, measurement.measured), folder / "meta.json")
         if measurement.measured.result is not None:
             write_json(measurement.measured.result, folder / "result.json")
     return measurement.measured
-
-
-async def _until_told(measurement: Measurement) -> Result:
-    """Run to the end; SIGTERM ends it as Ctrl-C does, in order."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    # Not loop.add_signal_handler(): the loop's end would leave SIGTERM deadly for what comes after.
-    previous = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))
-    try:
-        return await measurement.run()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _meta(setup: Setup, measured: Measured) -> dict[str, object]:

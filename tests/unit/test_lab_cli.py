@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -10,26 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from balloonlab import cli, setup
+from balloonlab import cli, setup, signals
 from balloonlab.errors import EXPECTED, UsageError, exit_status
 from balloonlab.setup import GuestOptions
 from guest_images.errors import ImageError
 from hostdev.errors import SetupError, UnsupportedHostError
 from qmp_glue.errors import QemuNotFoundError, QmpGlueError
 
+DEADLINE_SECONDS = 60.0
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Usage is judged before anything is looked for or downloaded. main() changes the handler of SIGTERM."""
+    """Usage is judged before anything is looked for or downloaded. After a signal main() leaves them ignored."""
 
     def find_qemu(**_options: object) -> None:
         raise AssertionError("a QEMU was looked for although the command line is wrong")
 
     monkeypatch.setattr(setup, "find_qemu", find_qemu)
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in signals.ENDING}
     yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def run(*words: str) -> int:
@@ -104,23 +108,75 @@ def test_without_a_qemu_no_run_folder_is_made(
 
 
 @pytest.mark.parametrize(
-    ("raised", "status", "said"), [(KeyboardInterrupt, 130, "interrupted"), (None, 143, "terminated")]
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_during_the_set_up_is_one_line(
-    raised: type[BaseException] | None,
+    number: signal.Signals,
     status: int,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def find_qemu(**_options: object) -> None:
-        if raised is not None:
-            raise raised
-        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(number)
+        finally:
+            for impatient in signals.ENDING:
+                signal.raise_signal(impatient)
 
     monkeypatch.setattr(setup, "find_qemu", find_qemu)
     assert run("demo") == status
     assert capsys.readouterr().err == f"balloonlab: {said}, everything that was started has ended\n"
+
+
+def test_the_handlers_of_before_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in signals.ENDING]
+    run("demo", "--cpus", "0")
+    assert [signal.getsignal(number) for number in signals.ENDING] == before
+
+
+@pytest.mark.parametrize("number", signals.ENDING)
+def test_a_signal_cancels_what_runs_on_asyncio_and_lets_it_clean_up(number: signal.Signals) -> None:
+    steps = []
+
+    async def work() -> None:
+        try:
+            signal.raise_signal(number)
+            await asyncio.sleep(DEADLINE_SECONDS)
+        finally:
+            for impatient in signals.ENDING:
+                signal.raise_signal(impatient)
+                await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    with pytest.raises(signals.SignalledError) as caught:
+        signals.run(work())
+    assert (caught.value.number, steps) == (number, ["cleaned up"])
+
+
+def test_after_a_signal_on_asyncio_further_ones_are_ignored_to_the_end() -> None:
+    async def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(DEADLINE_SECONDS)
+
+    def both() -> None:
+        with signals.first_only(signals.unwind):
+            signals.run(work())
+
+    with pytest.raises(signals.SignalledError):
+        both()
+    assert [signal.getsignal(each) for each in signals.ENDING] == [signal.SIG_IGN, signal.SIG_IGN]
+
+
+def test_work_that_nobody_ends_returns_and_a_cancellation_of_its_own_stays_one() -> None:
+    async def work(*, cancelled: bool) -> str:
+        if cancelled:
+            raise asyncio.CancelledError
+        return "done"
+
+    assert signals.run(work(cancelled=False)) == "done"
+    with pytest.raises(asyncio.CancelledError):
+        signals.run(work(cancelled=True))
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
