@@ -18,11 +18,13 @@ import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from hostdev.discard import Discarder, Method
-from hostdev.errors import ChainError, HostError, RequestError, RingError
+from hostdev.discard import Discarder
+from hostdev.errors import ChainError, RequestError, RingError
+from hostdev.giver import SLICE_BYTES, Giver, whole_pages
 from hostdev.memory import MemoryTable, Part
 from hostdev.metrics import Metrics, worth_logging
-from hostdev.pages import Span, align_inward, merge, slices, spans_of_pfns
+from hostdev.pages import Span, merge, spans_of_pfns
+from hostdev.trace import NoTrace, Tracer
 from hostdev.virtqueue import Chain, RingLayout, Virtqueue
 from hostdev.wire.balloon import (
     CONFIG,
@@ -34,19 +36,16 @@ from hostdev.wire.balloon import (
     Feature,
     Role,
 )
+from hostdev.wire.trace import Cause
 
 log = logging.getLogger(__name__)
 
-# One slice: 16 huge pages' worth takes about 3 ms when all of it is resident in 4 KiB pages.
-SLICE_BYTES = 32 << 20
 # Scattered single pages cost up to 30 us each while another CPU runs with the memory mapped: about 8 ms.
 SLICE_CALLS = 256
 # Linux puts 256 PFNs (1 KiB) in a buffer. 16384 of them still sort in about 5 ms; what is over that is left out.
 MAX_PFN_BYTES = 64 << 10
 # Firecracker's bound on statistics tags in one buffer; Linux 6.12 sends 16.
 MAX_STATISTICS = 256
-# After this many refusals in a row the host will not change its mind: stop asking.
-MAX_HOST_ERRORS = 8
 
 
 def ring_roles(features: int, configured: Collection[int]) -> dict[int, Role]:
@@ -85,7 +84,7 @@ class _Job:
     """A chain whose pages are being given back. The parts are worked out as they come to their turn."""
 
     head: int
-    cause: str
+    cause: Cause
     parts: Iterator[Part]
 
     def __post_init__(self) -> None:
@@ -113,6 +112,7 @@ class Balloon:
     offered: Feature
     discarder: Discarder
     metrics: Metrics
+    trace: Tracer = field(default_factory=NoTrace)
     config: Config = field(default_factory=Config)
     statistics: dict[int, int] = field(default_factory=dict)
 
@@ -123,8 +123,7 @@ class Balloon:
         self._roles: dict[int, Role] = {}
         self._last_bases: dict[int, int] = {}
         self._stranded: dict[int, tuple[RingLayout, int]] = {}
-        self._host_errors = 0
-        self._inert = False
+        self._giver = Giver(self.discarder, self.metrics, self.trace)
 
     # What the session asks (session.Device)
 
@@ -141,6 +140,7 @@ class Balloon:
     def set_features(self, features: int) -> None:
         """Take over the negotiated features."""
         self._features = Feature(features)
+        self._note_poison()
         self.metrics.gauges["negotiated_features"] = features
         log.info("the guest's driver accepted: %s", _names(self._features))
         if not self._features & Feature.REPORTING:
@@ -173,6 +173,7 @@ class Balloon:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
         indirect = bool(self._features & Feature.RING_INDIRECT_DESC)
         queue = Virtqueue(layout, self._memory, base, indirect=indirect)
+        self.trace.ring(index, started=True, size=layout.size, base=base)
         self._rings[index] = _Ring(layout, queue)
         self._stranded.pop(index, None)
         self._last_bases.pop(index, None)
@@ -185,6 +186,7 @@ class Balloon:
             _layout, base = self._stranded.pop(index, (None, None))
             return self._last_bases.pop(index, None) if base is None else base
         base = ring.queue.base
+        self.trace.ring(index, started=False, size=0, base=base)
         ring.queue.release()
         return base
 
@@ -214,6 +216,11 @@ class Balloon:
         image[offset : offset + len(data)] = data
         written = CONFIG.decode(bytes(image))
         self.config = replace(self.config, actual=written.actual, poison_val=written.poison_val)
+        self._note_poison()
+
+    def _note_poison(self) -> None:
+        negotiated = bool(self._features & Feature.PAGE_POISON)
+        self._giver.poisoned = negotiated and self.config.poison_val != 0
 
     # What the worker asks
 
@@ -225,14 +232,11 @@ class Balloon:
     @property
     def inert(self) -> bool:
         """True once the device only answers and releases nothing."""
-        return self._inert
+        return self._giver.inert
 
     def make_inert(self, why: str) -> None:
         """Release nothing from now on, but go on answering: the one state in which the guest is unharmed."""
-        if not self._inert:
-            log.error("the device is inert from now on, it answers and releases nothing: %s", why)
-        self._inert = True
-        self.metrics.gauges["inert"] = 1
+        self._giver.make_inert(why)
 
     def service(self, index: int) -> Step:
         """Do one bounded piece of work on a ring. Raises RingError after stopping a ring that is broken."""
@@ -261,8 +265,9 @@ class Balloon:
 
     def _begin(self, index: int, ring: _Ring, chain: Chain) -> Step:
         # Before anything can go wrong with it: whatever does, the chain is put back.
-        ring.job = _Job(chain.head, "none", iter(()))
+        ring.job = _Job(chain.head, Cause.NONE, iter(()))
         role = self._roles.get(index)
+        self.trace.chain(index, role, chain.head, chain.descriptors)
         if role is not None:
             self.metrics.add("buffers_total", len(chain.descriptors), role.name.lower())
         if role is Role.STATISTICS:
@@ -279,10 +284,10 @@ class Balloon:
         if role is Role.REPORTING:
             return self._report(chain)
         if role is Role.INFLATE:
-            return self._job(chain.head, "inflate", spans_of_pfns(self._pfns(chain)))
+            return self._job(chain.head, Cause.INFLATE, spans_of_pfns(self._pfns(chain)))
         if role is Role.DEFLATE:
             self.metrics.add("deflated_pages_total", len(self._pfns(chain)))
-        return _Job(chain.head, "none", iter(()))
+        return _Job(chain.head, Cause.NONE, iter(()))
 
     def _continue(self, index: int, ring: _Ring) -> Step:
         """Give back one slice of the job; put the chain back when nothing is left of it."""
@@ -290,7 +295,7 @@ class Balloon:
         assert job is not None
         size = calls = 0
         while size < SLICE_BYTES and calls < SLICE_CALLS and (part := job.take()):
-            self._release(job.cause, part)
+            self._giver.give(index, job.cause, part)
             size += part.length
             calls += 1
         if job.following:
@@ -302,6 +307,7 @@ class Balloon:
         if ring.held == head:
             ring.held = None
         role = self._roles.get(index)
+        self.trace.answer(index, head)
         ring.queue.put(head)
         self.metrics.add("chains_total", 1, role.name.lower() if role is not None else "unknown")
         return Step(returned=True, more=True)
@@ -311,7 +317,7 @@ class Balloon:
     def _report(self, chain: Chain) -> _Job:
         """A report offers pages as device-writable buffers (5.5.6.5); a readable one is not a report."""
         spans = merge(Span(entry.address, entry.length) for entry in chain.descriptors if entry.is_writable)
-        return self._job(chain.head, "report", spans)
+        return self._job(chain.head, Cause.REPORT, spans)
 
     def _pfns(self, chain: Chain) -> tuple[int, ...]:
         """Gather the PFNs of a chain, over any split into descriptors."""
@@ -344,52 +350,12 @@ class Balloon:
         ring.job, ring.held = None, chain.head
         return step
 
-    def _job(self, head: int, cause: str, spans: list[Span]) -> _Job:
+    def _job(self, head: int, cause: Cause, spans: list[Span]) -> _Job:
         named = (part for span in spans for part in self._memory.split(*span))
-        return _Job(head, cause, (piece for part in named for piece in _whole_pages(part)))
-
-    # Giving back
-
-    def _release(self, cause: str, part: Part) -> None:
-        reason = self._reason_to_withhold(cause, part)
-        if reason:
-            self.metrics.add("withheld_bytes_total", part.length, cause, reason)
-            return
-        try:
-            self.discarder.release(part.region, part.offset, part.length)
-        except HostError as error:
-            self._count_host_error(error)
-            self.metrics.add("withheld_bytes_total", part.length, cause, "host-error")
-            return
-        self._host_errors = 0
-        self.metrics.add("released_bytes_total", part.length, cause, self.discarder.method(part.region).value)
-
-    def _reason_to_withhold(self, cause: str, part: Part) -> str:
-        if self._inert:
-            return "inert"
-        # A page that the guest poisoned must keep its poison (5.5.6.5): a hole reads as zeroes.
-        if cause == "report" and self._features & Feature.PAGE_POISON and self.config.poison_val:
-            return "poison"
-        return "method-none" if self.discarder.method(part.region) is Method.NONE else ""
-
-    def _count_host_error(self, error: HostError) -> None:
-        self._host_errors += 1
-        cause = error.__cause__
-        code = str(cause.errno) if isinstance(cause, OSError) else "unknown"
-        if worth_logging(self.metrics.add("host_errors_total", 1, code)):
-            log.warning("%s", error)
-        if self._host_errors >= MAX_HOST_ERRORS:
-            self.make_inert(f"{self._host_errors} refusals in a row: {error}")
+        return _Job(head, cause, (piece for part in named for piece in whole_pages(part)))
 
     def _count_guest_error(self, kind: str) -> int:
         return self.metrics.add("guest_errors_total", 1, kind)
-
-
-def _whole_pages(part: Part) -> list[Part]:
-    """Shrink a part to whole pages, aligned on the file offset, and cut it into slices."""
-    base = part.region.file_offset
-    inside = align_inward(Span(base + part.offset, part.length), part.region.page_size)
-    return [Part(part.region, piece.start - base, piece.length) for piece in slices(inside, SLICE_BYTES)]
 
 
 def _names(features: Feature) -> str:

@@ -21,6 +21,7 @@ from hostdev.discard import AUTO, REQUESTS
 from hostdev.errors import BalloonError, SetupError, UnsupportedHostError
 from hostdev.keeper import TERMINATING, Keeper
 from hostdev.listening import ListeningPath, inherited, is_listening
+from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.worker import Options
 
@@ -106,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metrics-file", type=Path, metavar="PATH", help="keep counters there in Prometheus' text format"
     )
+    parser.add_argument(
+        "--trace", type=Path, metavar="PATH", help='write what happens there; "balloonlab decode" prints it'
+    )
     parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), default="info", help="default: info")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
@@ -116,7 +120,10 @@ def _serve(options: argparse.Namespace) -> int:
     # Held back until the keeper has its handlers: a signal in between would leave the socket behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
     _check_metrics_file(options.metrics_file)
-    device = Options(options.discard, parse_features(options.features), options.metrics_file)
+    if options.trace is not None:
+        begin_trace(options.trace)
+    features = parse_features(options.features)
+    device = Options(options.discard, features, options.metrics_file, options.trace)
     if options.fd is not None:
         given = inherited(options.fd)
         with given:

@@ -19,6 +19,7 @@ from hostdev.errors import RequestError, StreamError
 from hostdev.fds import Fd, close_all, is_eventfd
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
+from hostdev.trace import NoTrace, Tracer
 from hostdev.virtqueue import RingLayout
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.layout import LayoutError
@@ -101,9 +102,10 @@ class _Arrived:
 class Session:
     """One connection's state. handle() is the whole interface; the rest is for the worker to look at."""
 
-    def __init__(self, device: Device, metrics: Metrics) -> None:
+    def __init__(self, device: Device, metrics: Metrics, trace: Tracer | None = None) -> None:
         self.device = device
         self.metrics = metrics
+        self.trace: Tracer = trace or NoTrace()
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.memory = MemoryTable()
@@ -118,6 +120,7 @@ class Session:
         arrived = _Arrived(fds)
         try:
             _check_header(header, payload)
+            self.trace.message(header.request, payload, len(fds))
             return self._answer(header, payload, arrived)
         finally:
             close_all(arrived.fds)

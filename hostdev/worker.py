@@ -25,6 +25,7 @@ from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
 from hostdev.metrics import Metrics
 from hostdev.session import Session
+from hostdev.trace import NoTrace, TraceFile, Tracer
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.wire.channel import ANSWER, MAX_DATAGRAM, Action, Answer
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
@@ -42,6 +43,7 @@ class Options:
     discard: str = AUTO
     features: Feature = DEFAULT_FEATURES
     metrics_file: Path | None = None
+    trace_file: Path | None = None
 
 
 class Worker:
@@ -52,8 +54,10 @@ class Worker:
         self._metrics = Metrics()
         self._metrics_file = options.metrics_file
         self._metrics_due: float | None = None
-        self.balloon = Balloon(options.features, Discarder(options.discard), self._metrics)
-        self.session = Session(self.balloon, self._metrics)
+        self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else NoTrace()
+        self._trace.guest()
+        self.balloon = Balloon(options.features, Discarder(options.discard), self._metrics, self._trace)
+        self.session = Session(self.balloon, self._metrics, self._trace)
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._kicks: dict[int, int] = {}
@@ -66,6 +70,7 @@ class Worker:
                 pass
         finally:
             self.session.close()
+            self._trace.close()
             self._write_metrics()
 
     def _turn(self) -> bool:

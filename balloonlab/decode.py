@@ -1,0 +1,134 @@
+"""The command balloonlab decode: a trace file as text that tells what happened, or as JSON lines.
+
+Reads only; a trace that is still being written, or whose writer was killed, is read as far as it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from balloonlab.errors import UsageError
+from balloonlab.options import Commands
+from balloonlab.progress import Progress
+from balloonlab.sizes import human
+from hostdev.errors import EXIT_PASS
+from hostdev.trace import NO_RING, NO_ROLE
+from hostdev.wire import trace as wire
+from hostdev.wire.balloon import Role
+from hostdev.wire.layout import LayoutError
+from hostdev.wire.trace import Cause, Kind
+from hostdev.wire.vhost_user import MESSAGES, Request
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: seconds since the trace's start, what, on which ring (None where there is none), and its values."""
+
+    seconds: float
+    kind: Kind
+    ring: int | None
+    value: Any
+
+
+def read_trace(path: Path) -> Iterator[Record]:
+    """Yield the records of a trace file. Raises UsageError for a file that is none."""
+    try:
+        data = path.read_bytes()
+        header = wire.TRACE_HEADER.decode(data[: wire.TRACE_HEADER_SIZE])
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}: name a file that vhost-user-balloon --trace wrote"
+        ) from error
+    except LayoutError as error:
+        raise UsageError(f"{path} is no trace: name a file that vhost-user-balloon --trace wrote") from error
+    position, end = wire.TRACE_HEADER_SIZE, min(header.used, len(data))
+    while position + wire.RECORD_HEADER_SIZE <= end:
+        kind, ring, size, moment = wire.RECORD_HEADER_STRUCT.unpack_from(data, position)
+        position += wire.RECORD_HEADER_SIZE
+        try:
+            value = wire.PAYLOADS[Kind(kind)].decode(data[position : position + size])
+        except (ValueError, LayoutError) as error:
+            raise UsageError(f"{path} is damaged at byte {position}: {error}") from error
+        yield Record(moment / 1e6, Kind(kind), None if ring == NO_RING else ring, value)
+        position += size
+
+
+def describe(record: Record) -> str:
+    """Return one record as a line."""
+    ring = "" if record.ring is None else f"ring {record.ring}"
+    return f"{record.seconds:12.6f}  {ring:<6}  {_words(record)}"
+
+
+def _words(record: Record) -> str:
+    match record.value:
+        case wire.Guest(process):
+            return f"process {process} serves a front end"
+        case wire.Message():
+            return _message(record.value)
+        case wire.RingEvent(size, base):
+            return f"starts with {size} descriptors at index {base}" if size else f"stops at index {base}"
+        case wire.Chain():
+            return _chain(record.value)
+        case wire.Release(address, length, cause):
+            verb = "release " if record.kind is Kind.RELEASE else "withhold"
+            return f"  {verb} {address:#014x} + {human(length)} ({Cause(cause).name.lower()})"
+        case wire.Answer(head):
+            return f"  answer chain {head}"
+        case wire.Fault(text):
+            return f"fault: {text.decode(errors='replace')}"
+    raise AssertionError(record)
+
+
+def _message(message: wire.Message) -> str:
+    name = Request(message.request).name if message.request in Request._value2member_map_ else "request"
+    fds = f", {message.descriptors} descriptors" if message.descriptors else ""
+    return f"{name} ({message.request}), {message.size} bytes{fds}{_payload(message)}"
+
+
+def _payload(message: wire.Message) -> str:
+    """Decode a payload that is in the trace as a whole."""
+    if message.request not in Request._value2member_map_ or len(message.payload) != message.size:
+        return ""
+    try:
+        value = MESSAGES[Request(message.request)].payload.decode(message.payload)
+    except LayoutError:
+        return ": malformed"
+    fields = ", ".join(f"{name} {item:#x}" for name, item in asdict(value).items() if isinstance(item, int))
+    return f": {fields}" if fields else ""
+
+
+def _chain(chain: wire.Chain) -> str:
+    role = "no role" if chain.role == NO_ROLE else Role(chain.role).name.lower()
+    total = sum(entry.length for entry in chain.entries)
+    return f"{role}: chain {chain.head}, {len(chain.entries)} buffers, {human(total)}"
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("decode", help="print what a device wrote with --trace")
+    parser.add_argument("file", type=Path, help="the trace")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, progress: Progress) -> int:
+    """Print the trace."""
+    for record in read_trace(options.file):
+        if options.json:
+            sys.stdout.write(json.dumps(_plain(record)) + "\n")
+        else:
+            progress.say(describe(record))
+    return EXIT_PASS
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    value = {
+        name: item.hex() if isinstance(item, bytes) else item for name, item in asdict(record.value).items()
+    }
+    return {"seconds": record.seconds, "kind": record.kind.name.lower(), "ring": record.ring, **value}

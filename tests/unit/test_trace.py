@@ -1,0 +1,184 @@
+"""The trace: what is written, that it is written before the act, and that it survives whatever ends the writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from balloonlab.decode import Record, describe, read_trace
+from balloonlab.errors import UsageError
+from hostdev.balloon import Balloon
+from hostdev.discard import Discarder
+from hostdev.driver import Buffer
+from hostdev.errors import SetupError
+from hostdev.frontend import Frontend, start_device
+from hostdev.memory import Region
+from hostdev.metrics import Metrics
+from hostdev.trace import MAX_TRACE, TraceFile, begin_trace
+from hostdev.wire import trace as wire
+from hostdev.wire.balloon import DEFAULT_FEATURES, Role
+from hostdev.wire.trace import Cause, Kind
+from hostdev.wire.virtqueue import Descriptor
+from hostdev.worker import Options
+from tests.in_process import InProcess
+
+MIB = 1 << 20
+
+
+def kinds(path: Path) -> list[Kind]:
+    return [record.kind for record in read_trace(path)]
+
+
+def test_each_record_is_read_back(tmp_path: Path) -> None:
+    trace = TraceFile(tmp_path / "t")
+    trace.guest()
+    trace.message(11, bytes(range(100)), 2)
+    trace.ring(3, started=True, size=128, base=5)
+    trace.chain(4, Role.REPORTING, 17, (Descriptor(MIB, 4 * MIB, 2, 0), Descriptor(2 * MIB, 1, 3, 4)))
+    trace.release(4, Cause.REPORT, MIB, 4 * MIB, withheld=False)
+    trace.release(0, Cause.INFLATE, 0, 4096, withheld=True)
+    trace.answer(4, 17)
+    trace.fault(None, "no more")
+    trace.ring(3, started=False, size=0, base=6)
+    trace.close()
+    values = [(record.kind, record.ring, record.value) for record in read_trace(tmp_path / "t")]
+    assert values == [
+        (Kind.GUEST, None, wire.Guest(os.getpid())),
+        (Kind.MESSAGE, None, wire.Message(11, 100, 2, bytes(range(76)))),
+        (Kind.RING_STARTED, 3, wire.RingEvent(128, 5)),
+        (Kind.CHAIN, 4, wire.Chain(17, 4, (wire.Entry(MIB, 4 * MIB, 2), wire.Entry(2 * MIB, 1, 3)))),
+        (Kind.RELEASE, 4, wire.Release(MIB, 4 * MIB, Cause.REPORT)),
+        (Kind.WITHHOLD, 0, wire.Release(0, 4096, Cause.INFLATE)),
+        (Kind.ANSWER, 4, wire.Answer(17)),
+        (Kind.FAULT, None, wire.Fault(b"no more")),
+        (Kind.RING_STOPPED, 3, wire.RingEvent(0, 6)),
+    ]
+
+
+def test_sizes_are_those_that_the_writer_relies_on() -> None:
+    assert wire.TRACE_HEADER.declaration.sizeof() == wire.TRACE_HEADER_SIZE
+    before_used = wire.TRACE_HEADER.encode(wire.TraceHeader(wire.MAGIC, 1, 0, 0, 0))
+    after = wire.TRACE_HEADER.encode(wire.TraceHeader(wire.MAGIC, 1, 0, 0, 1))
+    assert [n for n in range(len(after)) if after[n] != before_used[n]] == [wire.USED_OFFSET]
+    assert wire.USED_OFFSET % 8 == 0
+
+
+def test_a_later_writer_goes_on_and_begin_starts_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        trace = TraceFile(tmp_path / "t")
+        trace.answer(1, 2)
+        trace.close()
+    assert kinds(tmp_path / "t") == [Kind.ANSWER, Kind.ANSWER]
+    begin_trace(tmp_path / "t")
+    assert kinds(tmp_path / "t") == []
+
+
+def test_it_grows_and_then_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hostdev.trace.GROWTH", 256)
+    monkeypatch.setattr("hostdev.trace.MAX_TRACE", 1024)
+    assert MAX_TRACE > 1024
+    trace = TraceFile(tmp_path / "t")
+    for head in range(200):
+        trace.answer(1, head)
+    trace.close()
+    heads = [record.value.head for record in read_trace(tmp_path / "t")]
+    assert heads == list(range(len(heads)))
+    assert len(heads) == (1024 - wire.TRACE_HEADER_SIZE) // (wire.RECORD_HEADER_SIZE + 2)
+
+
+@pytest.mark.parametrize("content", [b"something else entirely, and long enough for a header", b"short"])
+def test_what_is_no_trace_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(SetupError, match="no trace"):
+        begin_trace(tmp_path / "t")
+    with pytest.raises(UsageError, match="no trace"):
+        list(read_trace(tmp_path / "t"))
+    assert (tmp_path / "t").read_bytes() == content
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    trace = TraceFile(tmp_path / "t")
+    trace.answer(1, 2)
+    trace.close()
+    data = bytearray((tmp_path / "t").read_bytes())
+    data[wire.TRACE_HEADER_SIZE] = 200
+    (tmp_path / "t").write_bytes(data)
+    with pytest.raises(UsageError, match="damaged"):
+        list(read_trace(tmp_path / "t"))
+
+
+def report(path: Path, *, kill: bool) -> list[Record]:
+    with start_device(Options(trace_file=path)) as device, Frontend(device.connect()) as frontend:
+        frontend.start()
+        ring = frontend.rings[Role.REPORTING]
+        for _ in range(2):
+            head = ring.offer(
+                [Buffer(8 * MIB, 4 * MIB, writable=True), Buffer(16 * MIB, 2 * MIB, writable=True)]
+            )
+            assert ring.wait_used(head) == 0
+        if kill:
+            for worker in device.workers():
+                os.kill(worker, signal.SIGKILL)
+            device.wait()
+    return list(read_trace(path))
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_the_story_of_each_report_is_told(tmp_path: Path, *, kill: bool) -> None:
+    """Chain, its releases, its answer: in this order, and all there when the writer was killed after the answer."""
+    records = report(tmp_path / "t", kill=kill)
+    story = [(record.kind, record.value) for record in records if record.ring == Role.REPORTING]
+    if not kill:
+        assert story.pop() == (Kind.RING_STOPPED, wire.RingEvent(0, 2))
+    assert story[0] == (Kind.RING_STARTED, wire.RingEvent(128, 0))
+    one = [
+        Kind.CHAIN,
+        Kind.RELEASE,
+        Kind.RELEASE,
+        Kind.ANSWER,
+    ]
+    assert [kind for kind, _value in story[1:]] == one * 2
+    releases = [value for kind, value in story if kind is Kind.RELEASE]
+    assert releases[:2] == [wire.Release(8 * MIB, 4 * MIB, 1), wire.Release(16 * MIB, 2 * MIB, 1)]
+    requests = [record.value.request for record in records if record.kind is Kind.MESSAGE]
+    assert requests[:3] == [1, 15, 16]
+    text = "\n".join(describe(record) for record in records)
+    assert "reporting: chain 0, 2 buffers, 6.0 MiB" in text
+    assert "release  0x000000800000 + 4.0 MiB (report)" in text
+    assert "GET_FEATURES (1), 0 bytes" in text
+
+
+class Looking(Discarder):
+    """Looks into the trace before it gives anything back."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.seen: list[int] = []
+
+    def release(self, region: Region, offset: int, length: int) -> None:
+        self.seen.append(kinds(self.path).count(Kind.RELEASE))
+        super().release(region, offset, length)
+
+
+def test_a_release_is_traced_before_it_happens(tmp_path: Path) -> None:
+    """What is not in the trace has not happened: the discarder finds its own record there already."""
+    discarder = Looking(tmp_path / "t")
+    with InProcess() as guest:
+        guest.start()
+        layout = guest.balloon._rings[Role.REPORTING].layout
+        trace = TraceFile(tmp_path / "t")
+        balloon = Balloon(DEFAULT_FEATURES, discarder, Metrics(), trace)
+        balloon.set_features(DEFAULT_FEATURES)
+        balloon.set_memory(guest.session.memory)
+        balloon.start_ring(Role.REPORTING, layout, 0)
+        entries = [Buffer(8 * MIB, MIB, writable=True), Buffer(16 * MIB, MIB, writable=True)]
+        guest.rings[Role.REPORTING].add(entries)
+        while balloon.service(Role.REPORTING).more:
+            pass
+        balloon.stop_ring(Role.REPORTING)
+        trace.close()
+    assert discarder.seen == [1, 2]
