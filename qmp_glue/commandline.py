@@ -57,7 +57,7 @@ class BuiltInBalloon:
 class Machine:
     """An x86-64 q35 machine. Raises MachineError when it is made of what QEMU would refuse.
 
-    ``agent`` and ``qmp`` given as paths are listened on by QEMU; a balloon's path is connected to.
+    ``agent``, ``qmp`` and ``qtest`` given as paths are listened on by QEMU; a balloon's path is connected to.
     ``extra`` stands last on the command line, word by word.
     """
 
@@ -71,6 +71,7 @@ class Machine:
     console: Path | None = None
     agent: Channel | None = None
     qmp: Channel | None = None
+    qtest: Channel | None = None
     paused: bool = False
     extra: tuple[str, ...] = ()
 
@@ -96,7 +97,8 @@ def escaped(value: str | Path) -> str:
 def inherited_fds(machine: Machine) -> tuple[int, ...]:
     """Return the descriptors that QEMU must inherit for this machine."""
     balloon = machine.balloon.channel if isinstance(machine.balloon, VhostUserBalloon) else None
-    return tuple(channel for channel in (balloon, machine.agent, machine.qmp) if isinstance(channel, int))
+    channels = (balloon, machine.agent, machine.qmp, machine.qtest)
+    return tuple(channel for channel in channels if isinstance(channel, int))
 
 
 def arguments(machine: Machine) -> list[str]:
@@ -110,6 +112,7 @@ def arguments(machine: Machine) -> list[str]:
         *_balloon(machine.balloon),
         *_agent(machine.agent),
         *_qmp(machine.qmp),
+        *_qtest(machine.qtest),
         *(["-S"] if machine.paused else []),
         *machine.extra,
     ]
@@ -165,6 +168,14 @@ def _qmp(channel: Channel | None) -> list[str]:
     if channel is None:
         return []
     return ["-chardev", _socket("qmp", channel, listen=True), "-qmp", "chardev:qmp"]
+
+
+def _qtest(channel: Channel | None) -> list[str]:
+    """Without a log of its own, every command would go to standard error."""
+    if channel is None:
+        return []
+    chardev = _socket("qtest", channel, listen=True)
+    return ["-chardev", chardev, "-qtest", "chardev:qtest", "-qtest-log", "none"]
 
 
 def _socket(name: str, channel: Channel, *, listen: bool) -> str:

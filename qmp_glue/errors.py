@@ -19,6 +19,8 @@
         +-- CommandDeniedError   a command that is known to crash QEMU: it was not sent
         +-- CommandFailedError   QEMU answered with an error; carries its class
         +-- MonitorClosedError   the QMP connection is not open
+        +-- QtestError           a qtest command was refused, or its connection is not open
+        +-- VirtioError          a virtio device on the machine's bus is missing or does not do its part
 
 Standard library only: debian.py, which imports it, runs before anything is installed.
 """
@@ -46,9 +48,11 @@ __all__ = [
     "QemuExitedError",
     "QemuNotFoundError",
     "QmpGlueError",
+    "QtestError",
     "ResolutionError",
     "SignatureError",
     "UnpackError",
+    "VirtioError",
     "VmError",
 ]
 
@@ -152,3 +156,11 @@ class CommandFailedError(VmError):
 
 class MonitorClosedError(VmError):
     """The QMP connection is not open."""
+
+
+class QtestError(VmError):
+    """QEMU refused a qtest command, or the connection is not open."""
+
+
+class VirtioError(VmError):
+    """A virtio device is not where it is looked for, or does not do its part of the protocol."""
