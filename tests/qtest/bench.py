@@ -1,0 +1,217 @@
+"""A real QEMU without a guest and one of two balloons in it, driven by the same steps: what the qtest cases stand on.
+
+The device under test is either ours, outside QEMU over vhost-user, or QEMU's own virtio-balloon. Both have the same guest
+RAM (one shared memfd), offer the same balloon features and so the same five queues. One QEMU serves many cases: renew()
+takes the device back to reset and the RAM back to empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from balloonlab.device import DeviceProcess
+from hostdev.driver import Buffer
+from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
+from qmp_glue.commandline import Machine, VhostUserBalloon
+from qmp_glue.errors import VmError
+from qmp_glue.find import Qemu
+from qmp_glue.qtest import Qtest
+from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
+from qmp_glue.vm import VirtualMachine
+
+MIB = 1 << 20
+PAGE = 4096
+# Room for the largest report that Linux makes on x86: 32 entries of 4 MiB.
+RAM_BYTES = 256 * MIB
+# Above the first MiB, which is not all RAM on a PC.
+RINGS_AT, RING_BYTES = 0x100000, 0x40000
+RING_SIZE = 128
+LIST = 0x300000
+FREE = 8 * MIB
+PATTERN = 0xAA
+# Far above what anything here takes (a few milliseconds), for loaded machines.
+WAIT_SECONDS = 20.0
+
+BALLOON_FEATURES = Feature.STATS_VQ | Feature.FREE_PAGE_HINT | Feature.PAGE_POISON | Feature.REPORTING
+FEATURES = BALLOON_FEATURES | Feature.RING_INDIRECT_DESC | Feature.VERSION_1
+
+# QEMU's own, with all that ours offers by default; its hinting wants a thread of its own.
+BUILT_IN = (
+    *("-object", "iothread,id=hinting"),
+    *("-device", "virtio-balloon-pci,free-page-reporting=on,free-page-hint=on,iothread=hinting"),
+)
+
+
+class Bench:
+    """One QEMU, one balloon, the driver's hands on it. start() before use, close() on every path."""
+
+    def __init__(self, qemu: Qemu, folder: Path, *, ours: bool) -> None:
+        self.ours = ours
+        self._runner = asyncio.Runner()
+        self._process = DeviceProcess(folder, discard="auto") if ours else None
+        self._qemu = qemu
+        self.rings: dict[Role, PciRing] = {}
+
+    def start(self) -> None:
+        """Start the device, QEMU and both connections."""
+        balloon = self._process.start() if self._process else None
+        ours, theirs = socket.socketpair()
+        machine = Machine(
+            RAM_BYTES,
+            accelerator="qtest",
+            balloon=VhostUserBalloon(balloon.fileno()) if balloon else None,
+            qtest=theirs.fileno(),
+            extra=() if self.ours else BUILT_IN,
+        )
+        self.vm = VirtualMachine(self._qemu, machine)
+        self.qtest = Qtest(ours, seconds=WAIT_SECONDS)
+        try:
+            self._runner.run(self.vm.start())
+        except VmError as error:
+            if self._process and self._process.returncode is not None:
+                raise self._process.error() from error
+            raise
+        finally:
+            theirs.close()
+            if balloon:
+                balloon.close()
+        # -no-reboot would turn system_reset into the end.
+        self.qmp("set-action", {"reboot": "reset"})
+        with self.vm.ram_file.open("r+b") as ram:
+            self._ram = mmap.mmap(ram.fileno(), RAM_BYTES)
+        self.device = VirtioPciDevice.find(self.qtest)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether QEMU still runs, and our device with it."""
+        device_ended = self._process is not None and self._process.returncode is not None
+        return self.vm.returncode is None and not device_ended
+
+    def qmp(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Execute a QMP command."""
+        return self._runner.run(self.vm.execute(command, arguments))
+
+    def system_reset(self) -> None:
+        """Reset the whole machine, and find the device again: it has lost its BARs."""
+        self.qmp("system_reset")
+        self._runner.run(self.vm.monitor.wait_event("RESET", seconds=WAIT_SECONDS))
+        self.device = VirtioPciDevice.find(self.qtest)
+
+    def renew(self) -> None:
+        """Take the device back to reset, what a driver writes of its config space to zero, the RAM back to empty."""
+        self.device.reset()
+        for field in ("actual", "poison_val"):
+            self.device.write_config(offset_of(field), 4, 0)
+        self.rings.clear()
+        self._ram.madvise(mmap.MADV_REMOVE)
+
+    def close(self) -> tuple[int | None, int | None]:
+        """End everything. Returns how QEMU and our device ended."""
+        try:
+            with contextlib.suppress(AttributeError):
+                self._ram.close()
+            if hasattr(self, "vm"):
+                self._runner.run(self.vm.close())
+                self.qtest.close()
+        finally:
+            if self._process is not None:
+                self._runner.run(self._process.close())
+            self._runner.close()
+        return self.vm.returncode, self._process.returncode if self._process else None
+
+    # A driver
+
+    def set_up(
+        self,
+        features: int = FEATURES,
+        *,
+        size: int = RING_SIZE,
+        numbers: Mapping[Role, int] | None = None,
+    ) -> None:
+        """Do all that a driver does before DRIVER_OK.
+
+        size: of the rings, where the device allows it. numbers: the queue of each role, by default the fixed ones.
+        """
+        self.device.negotiate(features)
+        self.qtest.memset(RINGS_AT, RING_BYTES * len(Role), 0)
+        self.qtest.memset(LIST, PAGE, 0)
+        for role, number in (numbers or {role: int(role) for role in Role}).items():
+            allowed = min(size, self.device.queue_size(number))
+            ring = PciRing(self.device, number, allowed, RINGS_AT + number * RING_BYTES)
+            self.device.enable_queue(ring)
+            self.rings[role] = ring
+
+    def drive(self, features: int = FEATURES, *, size: int = RING_SIZE) -> None:
+        """Do all that a driver does, to DRIVER_OK."""
+        self.set_up(features, size=size)
+        self.device.add_status(Status.DRIVER_OK)
+
+    def fill(self, address: int, length: int) -> None:
+        """Make guest memory resident, full of the pattern."""
+        self.qtest.memset(address, length, PATTERN)
+
+    def holds(self, address: int, length: int, value: int = PATTERN) -> bool:
+        """Whether guest memory is full of the pattern, or of another byte. Does not make it resident."""
+        with self.vm.ram_file.open("rb", buffering=0) as ram:
+            ram.seek(address)
+            return ram.read(length) == bytes([value]) * length
+
+    def footprint(self) -> int:
+        """Bytes of guest RAM that the host holds."""
+        return self.vm.footprint()
+
+    def given_back(self, action: Callable[[], object]) -> int:
+        """By how many bytes the footprint falls while the action runs."""
+        before = self.footprint()
+        action()
+        return before - self.footprint()
+
+    def send(self, role: Role, buffers: Sequence[Buffer], *, indirect: bool = False) -> int:
+        """Offer one chain, kick, wait until it is returned. Returns the used length."""
+        ring = self.rings[role]
+        return ring.wait_used(ring.offer(buffers, indirect=indirect), WAIT_SECONDS)
+
+    def report(self, *entries: tuple[int, int], indirect: bool = False) -> int:
+        """Report free pages: pairs of address and length. Returns the used length."""
+        buffers = [Buffer(address, length, writable=True) for address, length in entries]
+        return self.send(Role.REPORTING, buffers, indirect=indirect)
+
+    def send_pages(self, role: Role, addresses: Sequence[int]) -> int:
+        """Inflate or deflate by the pages at these addresses, in one chain of one buffer. Returns the used length."""
+        data = b"".join(PFN_STRUCT.pack(address // PAGE) for address in addresses)
+        self.qtest.write(LIST, data)
+        return self.send(role, [Buffer(LIST, len(data))])
+
+    def config(self) -> Config:
+        """Read all of config space, field by field."""
+        words = (self.device.read_config(at, 4).to_bytes(4, "little") for at in range(0, CONFIG_SIZE, 4))
+        return CONFIG.decode(b"".join(words))
+
+    def wait_for_index(self, ring: PciRing, index: int) -> None:
+        """Wait until the device has published this used index."""
+        self.wait_until(lambda: ring.used_index == index, f"used index {index} of ring {ring.index}")
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Poll a condition. Raises VmError when it does not come true."""
+        end = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            if time.monotonic() > end:
+                raise VmError(f"{what}: not within {WAIT_SECONDS:g} s")
+            time.sleep(0.0002)
+
+
+def offset_of(field: str) -> int:
+    """The offset in config space of one of Config's fields, from its declaration."""
+    names = [part.name for part in CONFIG.declaration.subcons]  # type: ignore[attr-defined]
+    return 4 * names.index(field)
+
+
+def balloon_bits(features: int) -> Feature:
+    """The bits below 24 of a feature word, which are the device type's own."""
+    return Feature(features & 0xFF_FFFF)
