@@ -150,7 +150,8 @@ def test_unknown_options_and_values(tmp_path: Path, option: str) -> None:
 
 def test_the_choices_are_plain_words(tmp_path: Path) -> None:
     done = run(f"--socket-path={tmp_path}/socket", "--discard=everything")
-    assert "'auto', 'remove', 'dontneed', 'none'" in done.stderr.replace("auto, remove, dontneed, none", "")
+    # Python 3.11 puts each into quotes, 3.12 and later do not.
+    assert "(choose from auto, remove, dontneed, none)" in done.stderr.replace("'", "")
 
 
 def test_an_unknown_feature(tmp_path: Path) -> None:
