@@ -130,6 +130,9 @@ class MemoryTable:
             if region.user_address <= user_address and user_address + length <= region.user_end:
                 offset = user_address - region.user_address
                 return memoryview(region.mapping)[offset : offset + length]
+        if not self.regions:
+            # QEMU leaves regions out whose memory it cannot share, and says nothing.
+            raise RequestError("no guest memory was sent: the memory backend is not shared, add share=on")
         raise RequestError("no memory region holds this part of the ring")
 
     def footprint(self) -> int:
