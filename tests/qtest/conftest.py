@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,21 @@ from tests.qtest.bench import Bench
 OURS, BUILT_IN = "ours", "built-in"
 
 
+SHMEM_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+
+def _needs_small_pages(unmet: Callable[[str], None]) -> None:
+    """With huge pages for every memfd, one byte written holds 2 MiB: footprints are no longer exact to the page."""
+    if SHMEM_HUGE_PAGES.exists():
+        chosen = SHMEM_HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
+        if chosen not in ("never", "advise", "deny"):
+            unmet(f"{SHMEM_HUGE_PAGES} says {chosen}: footprints are exact to the page with never or advise")
+
+
 @pytest.fixture
 def qemu(unmet: Callable[[str], None]) -> Qemu:
     """A capable QEMU: on a user's machine without one these tests are skipped, in CI one is fetched or they fail."""
+    _needs_small_pages(unmet)
     try:
         return find_qemu(fetch=os.environ.get("CI") == "true")
     except QmpGlueError as error:
@@ -29,8 +43,9 @@ def benches() -> Iterator[dict[str, Bench]]:
     """The running benches, by device."""
     running: dict[str, Bench] = {}
     yield running
-    for bench in running.values():
-        bench.close()
+    with contextlib.ExitStack() as each:  # whichever fails to close, the others are closed
+        for bench in running.values():
+            each.callback(bench.close)
 
 
 def take(name: str, benches: dict[str, Bench], qemu: Qemu, factory: pytest.TempPathFactory) -> Bench:
