@@ -60,6 +60,9 @@ def add_parser(commands: Commands) -> None:
         "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
     )
     parser.add_argument(
+        "--trace", action="store_true", help="have the device write device.trace, for balloonlab decode"
+    )
+    parser.add_argument(
         "--hold",
         type=float,
         default=0.0,
@@ -89,6 +92,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         )
     chosen = make_folder(options.out) if options.out is not None else None
     setup = prepare(guest, discard=options.discard, features=options.features, progress=progress.say)
+    setup = replace(setup, trace=options.trace)
     # Not before there is something to run: runs/latest stays at the last run.
     folder = chosen or make_folder(None)
     progress.say(

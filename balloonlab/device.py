@@ -79,8 +79,10 @@ def parse_counters(text: str) -> Counters:
 class DeviceProcess:
     """A running vhost-user-balloon with one front end."""
 
-    def __init__(self, folder: Path, *, discard: str, features: str = "", name: str = "device") -> None:
-        """folder: where its log and its counters go. discard, features: its options of that name."""
+    def __init__(
+        self, folder: Path, *, discard: str, features: str = "", trace: bool = False, name: str = "device"
+    ) -> None:
+        """folder: where its log, its counters and its trace go. discard, features: its options of that name."""
         self._metrics_file = folder / f".{name}.prom"
         self._log_file = folder / f"{name}.log"
         self._options = [
@@ -88,6 +90,8 @@ class DeviceProcess:
             f"--features={features}",
             f"--metrics-file={self._metrics_file}",
         ]
+        if trace:
+            self._options.append(f"--trace={folder / f'{name}.trace'}")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> socket.socket:

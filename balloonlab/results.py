@@ -32,12 +32,16 @@ class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The guest. memfree_regained_bytes: its MemFree at the end less its MemFree just before the free."""
+    """The guest. memfree_regained_bytes: its MemFree at the end less its MemFree just before the free.
+
+    small_blocks_bytes: how much of that is in blocks under the order that the guest reports, 2 MiB on x86.
+    """
 
     suite: str
     kernel: str
     memory_bytes: int
     memfree_regained_bytes: int
+    small_blocks_bytes: int
 
 
 class QemuResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +92,8 @@ def sentences(result: Result) -> list[tuple[str, str]]:
         f"{human(result.filled_bytes)} freed in the guest; {human(result.returned_bytes)} back on the host"
     )
     regained = f"the {human(guest.memfree_regained_bytes)} that the guest's MemFree regained"
+    if guest.small_blocks_bytes > 0:
+        regained += f", {human(guest.small_blocks_bytes)} of it in blocks too small to be reported"
     released = f"{_verb(device)} {human(device.released_bytes)} in {device.reports} reports"
     return [
         ("guest", f"Linux {guest.kernel} ({guest.suite}), {human(guest.memory_bytes)}"),

@@ -49,6 +49,7 @@ class Setup:
     balloon: Literal["vhost-user", "built-in", "none"] = "vhost-user"
     discard: str = "auto"
     features: str = ""
+    trace: bool = False
     append: tuple[str, ...] = ()
     extra: tuple[str, ...] = field(default=())
 
@@ -59,7 +60,7 @@ class Rig:
     def __init__(self, setup: Setup, folder: Path) -> None:
         """folder: where console, QEMU's and the device's logs go."""
         self.setup = setup
-        self.device = DeviceProcess(folder, discard=setup.discard, features=setup.features)
+        self.device = DeviceProcess(folder, discard=setup.discard, features=setup.features, trace=setup.trace)
         self.console = folder / "console.log"
         self._qemu_log = folder / "qemu.log"
         self._stack = contextlib.AsyncExitStack()

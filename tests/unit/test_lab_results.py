@@ -21,6 +21,7 @@ def result(
     back: int = REGAINED,
     regained: int = REGAINED,
     features: tuple[str, ...] = ("REPORTING", "VERSION_1"),
+    small: int = 0,
 ) -> Result:
     frees = discard in ("auto", "remove")
     method = {"auto": "remove", "none": ""}.get(discard, discard)
@@ -48,7 +49,11 @@ def result(
             negotiated_features=list(features),
         ),
         guest=GuestResult(
-            suite="trixie", kernel="6.12.1", memory_bytes=1024 * MIB, memfree_regained_bytes=regained
+            suite="trixie",
+            kernel="6.12.1",
+            memory_bytes=1024 * MIB,
+            memfree_regained_bytes=regained,
+            small_blocks_bytes=small,
         ),
         qemu=QemuResult(version="11.1.3", accelerator="tcg", anonymous_bytes=50 * MIB),
     )
@@ -62,6 +67,15 @@ def test_a_device_that_frees_passes_from_its_share_on(discard: str) -> None:
     assert judge(result(discard=discard, back=least - MIB)) == [
         "only 569 MiB came back, at least 570 MiB should have"
     ]
+
+
+def test_what_the_guest_does_not_report_is_not_asked_of_the_device() -> None:
+    """Free memory in small blocks cannot come back; less of it than before is no excuse and no demand."""
+    least = round((REGAINED - 100 * MIB) * RETURNED_SHARE)
+    assert judge(result(back=least, small=100 * MIB)) == []
+    assert len(judge(result(back=least - MIB, small=100 * MIB))) == 1
+    assert len(judge(result(back=least, small=0))) == 1
+    assert judge(result(back=round(REGAINED * RETURNED_SHARE), small=-100 * MIB)) == []
 
 
 def test_a_guest_that_regained_nothing_showed_nothing() -> None:
