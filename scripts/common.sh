@@ -8,6 +8,7 @@
 set -eu
 trap 'exit 130' INT # Also where sh is one that goes on after a child that took care of Ctrl-C itself.
 
+here=$PWD
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root"
 
@@ -74,7 +75,7 @@ update_venv() { # python, run or dev, the stamp's text
 # Install the project; with "dev", what tests and linters need as well. Of several scripts at once the first does it.
 install_project() { # run or dev
     [ "$(uname -sm)" = "Linux x86_64" ] || fail 3 "this is $(uname -sm): the device needs Linux on x86-64"
-    [ -w . ] || fail 2 "$root cannot be written to, and .venv and runs go there: copy it to where you may write"
+    [ -w . ] || fail 2 "$root cannot be written to, and .venv goes there: copy it to where you may write"
     python=$(find_python)
     want=$(cat pyproject.toml && "$python" -c 'import sys; print(sys.version, sys.prefix)' && echo "$root")
     exec 9<pyproject.toml
