@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -149,10 +149,16 @@ def started(
                 pipe.close()
 
 
+def end(processes: Sequence[Process]) -> None:
+    """Kill those that still live."""
+    for process in processes:
+        if process.alive:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
 def end_family(popen: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a program that a test started."""
     if popen.poll() is None:
-        for process in family(popen.pid):
-            if process.alive:
-                os.kill(process.pid, signal.SIGKILL)
+        end(family(popen.pid))
     popen.wait(DEADLINE_SECONDS)

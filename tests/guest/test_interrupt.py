@@ -25,7 +25,7 @@ import pytest
 
 from balloonlab.process import cpu_seconds
 from qmp_glue.debian import cache_root
-from tests.guest.processes import DEADLINE_SECONDS, Process, Program, family, started, wait_until
+from tests.guest.processes import DEADLINE_SECONDS, Process, Program, end, family, started, wait_until
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 
@@ -89,7 +89,12 @@ def demo(tmp_path: Path, *options: str) -> Iterator[Run]:
     temporary.mkdir()
     argv = [*DEMO, "--out", str(folder), *options]
     with started(argv, tmp_path, env={"TMPDIR": str(temporary)}) as program:
-        yield Run(program, folder, temporary)
+        run = Run(program, folder, temporary)
+        try:
+            yield run
+        finally:
+            # What a defect left running has no parent any more.
+            end(run.processes)
 
 
 def parts_are_whole(folder: Path, *, phase: str) -> None:
@@ -245,9 +250,7 @@ class Terminal:
 
     def close(self) -> None:
         if self.popen.poll() is None:
-            for process in family(self.popen.pid):
-                if process.alive:
-                    os.kill(process.pid, signal.SIGKILL)
+            end(family(self.popen.pid))
         self.popen.wait(DEADLINE_SECONDS)
         os.close(self._slave)
         os.close(self._master)
