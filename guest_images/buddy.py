@@ -10,7 +10,7 @@ Rules are those of mm/page_alloc.c, read at 00cb34b034a5 (2026); where v5.7 diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from guest_images.free_lists import (
     MAX_PAGE_ORDER,
@@ -72,6 +72,28 @@ class Zone:
         for block in aligned_blocks(start_pfn, end_pfn):
             self._add(block.pfn, block.order, MigrateType.MOVABLE, to_tail=True)
             self.free_pages += block.pages
+
+    def arrange(self, free: Iterable[tuple[Block, MigrateType]]) -> None:
+        """Begin anew with these free blocks, each last on its list, and all else used. Nobody is notified.
+
+        free: by ascending address, no two of them to be merged, each block's type the one of its pageblocks.
+        """
+        self._lists = [FreeList() for _ in self._lists]
+        self._free.clear()
+        self._used.clear()
+        self._reported.clear()
+        self.free_pages, end = 0, self.start_pfn
+        for block, migrate_type in free:
+            self._use(end, block.pfn)
+            self._set_type(block.pfn, block.order, migrate_type)
+            self._add(block.pfn, block.order, migrate_type, to_tail=True)
+            self.free_pages += block.pages if migrate_type != MigrateType.ISOLATE else 0
+            end = block.pfn + block.pages
+        self._use(end, self.end_pfn)
+
+    def _use(self, start_pfn: int, end_pfn: int) -> None:
+        for block in aligned_blocks(start_pfn, end_pfn):
+            self._used[block.pfn] = block.order * TYPES + MigrateType.MOVABLE
 
     # What is where
 

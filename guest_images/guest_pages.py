@@ -27,8 +27,9 @@ from hostdev.wire.balloon import Role
 _IDENTITY = Struct("<QQ")
 # A stamp is a cache line at the start of a page, or the page: repeats of the identity.
 SHORT_STAMP = 64
-# Tables of the driver's indirect chains have room for so many (DriverRing); longer chains go direct.
+# DriverRing has room for tables of 64 entries, and for as many as a ring of 128 has heads. Longer ones go direct.
 _INDIRECT_LIMIT = 64
+_INDIRECT_RING = 128
 
 
 class PageCheckError(ModelError):
@@ -85,15 +86,15 @@ class AccountedPages:
 class MappedPages(AccountedPages):
     """Pages in a front end's guest memory, reported to its device."""
 
-    def __init__(self, frontend: Frontend, *, whole_pages: bool = False) -> None:
-        """frontend: started; its rings lie where no zone is. whole_pages: stamp all of a page, not 64 bytes.
+    def __init__(self, frontend: Frontend, memory_bytes: int, *, whole_pages: bool = False) -> None:
+        """frontend: started; its rings lie where no zone is. memory_bytes: from address 0 on, what zones may use.
 
-        The mapping is not handed to forked children: a device that held it would keep the memory.
+        whole_pages: stamp all of a page, not 64 bytes. The mapping is not handed to forked children: a device that held it would keep the memory.
         """
-        super().__init__(frontend.memory.size)
+        super().__init__(memory_bytes)
         self._ring = frontend.rings[Role.REPORTING]
         self.memory: GuestMemory = frontend.memory
-        self._mapping = mmap.mmap(frontend.memory.fd.fileno(), frontend.memory.size)
+        self._mapping = mmap.mmap(frontend.memory.fd.fileno(), memory_bytes)
         self._mapping.madvise(mmap.MADV_DONTFORK)
         self._size = PAGE_SIZE if whole_pages else SHORT_STAMP
         self._repeats = self._size // _IDENTITY.size
@@ -149,7 +150,8 @@ class MappedPages(AccountedPages):
     def report(self, blocks: Sequence[Block]) -> None:
         """Report blocks to the device and wait for its answer. Raises FrontendError if none comes."""
         buffers = [Buffer(pfn * PAGE_SIZE, PAGE_SIZE << order, writable=True) for pfn, order in blocks]
-        self._ring.wait_used(self._ring.offer(buffers, indirect=len(buffers) <= _INDIRECT_LIMIT))
+        indirect = len(buffers) <= _INDIRECT_LIMIT and self._ring.size <= _INDIRECT_RING
+        self._ring.wait_used(self._ring.offer(buffers, indirect=indirect))
         super().report(blocks)
 
     def verify(self) -> None:

@@ -19,15 +19,25 @@ from random import Random
 
 from guest_images.buddy import Zone
 from guest_images.event_loop import EventLoop
-from guest_images.free_lists import MAX_PAGE_ORDER, PAGE_SIZE, Block, MigrateType, ModelError, Watermarks
+from guest_images.free_lists import (
+    MAX_PAGE_ORDER,
+    PAGE_SIZE,
+    Block,
+    MigrateType,
+    ModelError,
+    Watermarks,
+    aligned_blocks,
+)
 from guest_images.guest_pages import AccountedPages, MappedPages
 from guest_images.page_reporting import PageReporting, Parameters, Pass, Variant
 from hostdev.driver import GuestMemory
 from hostdev.frontend import DeviceProcess, Frontend
 
 LARGEST_BLOCK = PAGE_SIZE << MAX_PAGE_ORDER
-# Below this there are the kernel of a real guest and the rings of this one (5 of 256 KiB from 64 KiB on): no zone.
+# Where a freshly booted guest has its kernel: in no zone.
 RESERVED_BYTES = LARGEST_BLOCK
+# The front end's rings, 5 of 256 KiB, lie behind the memory, so that zones may be anywhere in it.
+RING_BYTES = 2 << 20
 # Where x86-64 ends its zones: DMA, DMA32.
 _ZONE_ENDS = (("DMA", 16 << 20), ("DMA32", 4 << 30))
 SMALLEST_GUEST = 32 << 20
@@ -73,7 +83,10 @@ class ModelledGuest:
         loop: EventLoop | None = None,
         seed: int = 0,
     ) -> None:
-        """Raises ModelError where the zones do not lie in the memory. The driver registers at once."""
+        """Raises ModelError where the zones do not lie in the memory.
+
+        What is in use in them is written, and the driver registers, at once.
+        """
         if zones[-1].end_pfn * PAGE_SIZE > pages.memory_bytes:
             raise ModelError(
                 f"zone {zones[-1].name} ends at page {zones[-1].end_pfn}, beyond a memory of {pages.memory_bytes} bytes: "
@@ -85,8 +98,17 @@ class ModelledGuest:
         self.random = Random(seed)
         self.reclaimers: list[Callable[[int], int]] = []
         self.failed_allocations = 0
+        for zone in self.zones:
+            for block in zone.used_blocks():
+                pages.take(block)
         self.reporting = PageReporting(self.zones, parameters, pages.report, self.loop)
         self.reporting.register()
+
+    def write_everything(self) -> None:
+        """Write all pages, used and free: the host then holds what it holds of a guest that has used all its memory."""
+        for zone in self.zones:
+            for block in aligned_blocks(zone.start_pfn, zone.end_pfn):
+                self.pages.take(block)
 
     def allocate(self, order: int, migrate_type: MigrateType = MigrateType.MOVABLE) -> Block | None:
         """Take a block and write it; None where there is none even after reclaim. Raises PageCheckError.
@@ -183,19 +205,22 @@ def guest_on(
     *,
     loop: EventLoop | None = None,
     seed: int = 0,
+    zones: Sequence[Zone] | None = None,
     whole_pages: bool = False,
 ) -> Iterator[ModelledGuest]:
     """Connect a guest with real memory to a device. Raises ModelError, FrontendError.
 
+    zones: those of a freshly booted guest unless given.
     For many guests: start all devices first, leave the contexts in reverse order. A device that is forked later holds
     the descriptors of the guests before it, and their memory with them, until it ends.
     """
-    zones = zones_of(memory_bytes, parameters.variant)
+    if zones is None:
+        zones = zones_of(memory_bytes, parameters.variant)
     ring_size = max(_RING_SIZE, 1 << (parameters.capacity - 1).bit_length())
-    memory = GuestMemory(memory_bytes)
-    with Frontend(device.connect(), memory=memory, ring_size=ring_size) as frontend:
+    memory = GuestMemory(memory_bytes + RING_BYTES)
+    with Frontend(device.connect(), memory=memory, ring_size=ring_size, rings_at=memory_bytes) as frontend:
         frontend.start()
-        pages = MappedPages(frontend, whole_pages=whole_pages)
+        pages = MappedPages(frontend, memory_bytes, whole_pages=whole_pages)
         guest = ModelledGuest(zones, parameters, pages, loop=loop, seed=seed)
         try:
             yield guest

@@ -78,6 +78,15 @@ def test_accounting() -> None:
     assert pages.footprint_bytes == MIB
 
 
+def test_a_guest_that_has_used_all_its_memory() -> None:
+    used = guest()
+    assert used.footprint_bytes == 0
+    used.write_everything()
+    assert used.footprint_bytes == SIZE - 4 * MIB
+    used.run_until(30)
+    assert used.footprint_bytes == 12 * MIB  # the DMA zone is too small to report
+
+
 def test_a_guest_settles_as_the_pacing_model_says() -> None:
     """4 MiB blocks, 256 MiB a pass and 2 s apart: a fresh 1 GiB guest takes four passes for its DMA32 zone."""
     fresh = guest(size=1024 * MIB, parameters=Parameters(order=10))
