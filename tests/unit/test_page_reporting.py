@@ -192,6 +192,34 @@ def test_the_unreported_blocks_come_first_on_the_list() -> None:
     assert reported.count(True) == 64
 
 
+def reported_first(blocks: int, watermarks: Watermarks) -> Machine:
+    """A machine whose list begins with ten blocks that are reported already."""
+    machine = Machine(blocks, MERGED, watermarks)
+    for pfn in range(0, 10 * LARGEST, LARGEST):
+        machine.zone._reported.add(pfn)
+    return machine
+
+
+def listed(machine: Machine) -> list[int]:
+    return [pfn // LARGEST for pfn in machine.zone.list_of(10, MigrateType.MOVABLE)]
+
+
+def test_a_list_is_rotated_before_its_report() -> None:
+    """What was passed over goes behind what comes; what was reported goes behind that, last isolated first."""
+    machine = reported_first(300, NONE)
+    machine.reporting.process()
+    expected = [*range(74, 300), *range(10), *range(41, 9, -1), *range(73, 41, -1)]
+    assert listed(machine) == expected
+
+
+def test_a_list_is_rotated_where_its_walk_stopped() -> None:
+    """Also by the watermark: the next pass begins with what this one could not isolate."""
+    machine = reported_first(40, Watermarks(34 * LARGEST, 0, 0))
+    machine.reporting.process()
+    assert machine.sizes() == [5]
+    assert listed(machine) == [*range(15, 40), *range(10), *range(14, 9, -1)]
+
+
 @BOTH
 def test_blocks_of_all_lists_share_a_report(parameters: Parameters) -> None:
     machine = Machine(80, Parameters(parameters.variant, order=9, share=parameters.share))
