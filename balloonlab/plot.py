@@ -29,12 +29,15 @@ _COLOURS = {"auto": "#0b6e4f", "remove": "#0b6e4f", "dontneed": "#c1440e", "none
 
 
 def draw_timeline(runs: Mapping[str, Sequence[Sample]], path: Path, *, title: str, memory_bytes: int) -> None:
-    """Draw the footprint of each run, by its discard method, and what the guest of the first one uses."""
+    """Draw the footprint of each run, by its discard method, and what the guest of the first one uses.
+
+    Times are the first run's; the others are shifted so that all free at the same moment.
+    """
     figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for discard, samples in runs.items():
-        _draw_footprint(axes, discard, samples)
     first = next(iter(runs.values()))
+    for discard, samples in runs.items():
+        _draw_footprint(axes, discard, samples, _return(first) - _return(samples))
     _draw_guest(axes, first, memory_bytes)
     _draw_phases(axes, first)
     axes.set_title(title, loc="left")
@@ -49,9 +52,14 @@ def draw_timeline(runs: Mapping[str, Sequence[Sample]], path: Path, *, title: st
     figure.savefig(path)
 
 
-def _draw_footprint(axes: Axes, discard: str, samples: Sequence[Sample]) -> None:
+def _return(samples: Sequence[Sample]) -> float:
+    """When the memory was freed: runs are laid over each other there, for no two guests boot equally fast."""
+    return next((sample.seconds for sample in samples if sample.phase == "return"), 0.0)
+
+
+def _draw_footprint(axes: Axes, discard: str, samples: Sequence[Sample], shift: float) -> None:
     axes.plot(
-        [sample.seconds for sample in samples],
+        [sample.seconds + shift for sample in samples],
         [sample.footprint_bytes / _MEBIBYTE for sample in samples],
         color=_COLOURS.get(discard, "#22577a"),
         linewidth=2,
@@ -74,17 +82,20 @@ def _draw_guest(axes: Axes, samples: Sequence[Sample], memory_bytes: int) -> Non
 
 
 def _draw_phases(axes: Axes, samples: Sequence[Sample]) -> None:
-    seen: list[str] = []
+    begins: dict[str, float] = {}
     for sample in samples:
-        if sample.phase and sample.phase not in seen:
-            seen.append(sample.phase)
-            axes.axvline(sample.seconds, color="black", linewidth=0.6, alpha=0.4)
-            axes.annotate(
-                sample.phase,
-                (sample.seconds, 0),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(3, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color="#555555",
-            )
+        if sample.phase:
+            begins.setdefault(sample.phase, sample.seconds)
+    if "return" in begins:
+        begins.pop("free", None)  # a moment before: the two names would lie on each other
+    for phase, seconds in begins.items():
+        axes.axvline(seconds, color="black", linewidth=0.6, alpha=0.4)
+        axes.annotate(
+            "freed" if phase == "return" else phase,
+            (seconds, 0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(3, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color="#555555",
+        )
