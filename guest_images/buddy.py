@@ -69,6 +69,7 @@ class Zone:
         self._free: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._block_types = bytearray([MigrateType.MOVABLE]) * ((end_pfn - start_pfn) >> PAGEBLOCK_ORDER)
+        self._has_highatomic = False
         for block in aligned_blocks(start_pfn, end_pfn):
             self._add(block.pfn, block.order, MigrateType.MOVABLE, to_tail=True)
             self.free_pages += block.pages
@@ -139,7 +140,7 @@ class Zone:
         return self.free_pages - ((1 << order) - 1) - self._highatomic_pages() > mark
 
     def _highatomic_pages(self) -> int:
-        if MigrateType.HIGHATOMIC not in self._block_types:
+        if not self._has_highatomic:
             return 0
         lists = self._lists[MigrateType.HIGHATOMIC :: TYPES]
         return sum(len(blocks) << order for order, blocks in enumerate(lists))
@@ -288,6 +289,7 @@ class Zone:
 
     def _set_type(self, pfn: int, order: int, migrate_type: int) -> None:
         """Set the migrate type of the pageblocks that a block touches."""
+        self._has_highatomic |= migrate_type == MigrateType.HIGHATOMIC
         first = (pfn - self.start_pfn) >> PAGEBLOCK_ORDER
         for index in range(first, first + max(1, 1 << order >> PAGEBLOCK_ORDER)):
             self._block_types[index] = migrate_type

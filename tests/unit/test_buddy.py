@@ -8,6 +8,7 @@ from guest_images.buddy import Zone
 from guest_images.free_lists import (
     MAX_PAGE_ORDER,
     PAGEBLOCK_PAGES,
+    Block,
     FreeList,
     MigrateType,
     ModelError,
@@ -115,6 +116,17 @@ def test_the_min_watermark_stops_allocation() -> None:
     assert normal.allocate(3) is None  # 1008 - 7 must be more than 1001
     assert normal.allocate(2) is not None
     assert normal.allocate(0, mark=1010) is None
+
+
+def test_pages_set_aside_for_high_orders_do_not_count() -> None:
+    """__zone_watermark_unusable_free(): free, but not for those who ask with watermarks."""
+    normal = zone(2, Watermarks(1000, 1000, 1000))
+    normal.arrange([(Block(LARGEST, 10), MOVABLE), (Block(2 * LARGEST, 10), MigrateType.HIGHATOMIC)])
+    normal.check()
+    assert normal.free_pages == 2 * LARGEST
+    assert normal.watermark_ok(0, 1023)
+    assert not normal.watermark_ok(0, 1024)
+    assert not normal.isolate(2 * LARGEST)
 
 
 def test_watermarks_as_linux_sets_them() -> None:
