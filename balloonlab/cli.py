@@ -50,7 +50,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> Parser:
-    from balloonlab import check, decode, demo, doctor, simulate  # noqa: PLC0415
+    from balloonlab import check, decode, demo, doctor, fidelity, simulate  # noqa: PLC0415
     from balloonlab.options import Parser  # noqa: PLC0415
 
     parser = Parser(prog=PROGRAM, description="Boot guests, drive them, and measure what they cost the host.")
@@ -61,6 +61,7 @@ def _parser() -> Parser:
     check.add_parser(commands)
     decode.add_parser(commands)
     simulate.add_parser(commands)
+    fidelity.add_parser(commands)
     return parser
 
 

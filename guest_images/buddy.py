@@ -92,6 +92,12 @@ class Zone:
             end = block.pfn + block.pages
         self._use(end, self.end_pfn)
 
+    def mark_reported(self, pfn: int) -> None:
+        """Mark a free block as reported before. Raises ModelError if none begins at pfn."""
+        if pfn not in self._free:
+            raise ModelError(f"page {pfn} of zone {self.name} begins no free block: mark what is on a list")
+        self._reported.add(pfn)
+
     def _use(self, start_pfn: int, end_pfn: int) -> None:
         for block in aligned_blocks(start_pfn, end_pfn):
             self._used[block.pfn] = block.order * TYPES + MigrateType.MOVABLE
