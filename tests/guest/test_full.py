@@ -1,10 +1,11 @@
-"""The long tier on real kernels: another suite, churn for minutes, poisoned pages, several CPUs."""
+"""The long tier on real kernels: more suites, and churn for minutes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.guest.test_reporting import FILL, RETURN_SHARE, record_result
 
 pytestmark = [pytest.mark.guest, pytest.mark.full, pytest.mark.timeout(1200)]
 
-CHURN_SECONDS = 300.0
+CHURN_SECONDS = 180.0
 
 Record = Callable[[str, object], None]
 
@@ -35,7 +36,7 @@ def test_freed_memory_comes_back_with_other_suites(
 @pytest.mark.parametrize("suite", ["bookworm-backports", "trixie-backports"])
 def test_live_memory_survives_minutes_of_churn(suite: str, tmp_path: Path, record_property: Record) -> None:
     """Fills of changing size, kind and content come and go on two CPUs beside 150 MiB that must not change."""
-    with booted(setup_for(suite), tmp_path) as guest:
+    with booted(replace(setup_for(suite), cpus=2), tmp_path) as guest:
         agent, device = guest.rig.agent, guest.rig.device
         live = guest.wait(agent.fill("anonymous", 150 * MIB, seed=1))
         end = time.monotonic() + CHURN_SECONDS
@@ -65,20 +66,3 @@ def test_live_memory_survives_minutes_of_churn(suite: str, tmp_path: Path, recor
         log = guest.wait(agent.dmesg())
         assert "BUG" not in log
         assert "stall" not in log
-
-
-def test_a_guest_that_poisons_its_pages_keeps_them(tmp_path: Path, record_property: Record) -> None:
-    """With page_poison=1 a hole would not read as poison: reports are answered and nothing is released."""
-    setup = setup_for("bookworm-backports", append="page_poison=1", memory=512 * MIB)
-    with booted(setup, tmp_path) as guest:
-        if "page_poison" not in guest.wait(guest.rig.agent.read("/proc/cmdline")):
-            pytest.fail("the kernel did not get its command line")
-        features = guest.rig.device.counters().features
-        result = guest.wait(Measurement(setup, Plan(200 * MIB), tmp_path).on(guest.rig))
-    record_property("poison_negotiated_features", str(features))
-    if "PAGE_POISON" in result.device.negotiated_features:
-        assert result.device.released_bytes == 0
-        assert result.device.withheld_bytes >= 150 * MIB
-    else:
-        # The kernel has no page poisoning built in and reports as any other.
-        assert result.returned_bytes >= RETURN_SHARE * result.guest.memfree_regained_bytes
