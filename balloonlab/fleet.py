@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from balloonlab.errors import DeviceError, UsageError
 from balloonlab.fleet_timeline import FallWatch, FleetSample, Spread
 from balloonlab.signals import ENDING
+from guest_images.block_model import BlockGuest
 from guest_images.charged_pages import ChargedPages, MemoryLimit
 from guest_images.event_loop import EventLoop
 from guest_images.free_lists import PAGE_SIZE
@@ -44,7 +45,7 @@ class FleetPlan:
     """What is to be simulated. Times in seconds of simulated time, sizes in bytes.
 
     resident_limit: what the guests may really take of this host's memory; 0 for no devices at all. reporting: off for
-    the comparison with guests that report nothing. model: of MODELS, of the guests without a device.
+    the comparison with guests that report nothing. model: of MODELS; blocks have no pages to check, and so no devices.
     """
 
     guests: int
@@ -60,8 +61,8 @@ class FleetPlan:
 
     @property
     def devices(self) -> int:
-        """Number of guests that get a device: the first ones, none without memory for them."""
-        return min(self.guests, MAX_DEVICES) if self.resident_limit else 0
+        """Number of guests that get a device: the first ones; none without memory for them, or without pages."""
+        return min(self.guests, MAX_DEVICES) if self.resident_limit and self.model == "pages" else 0
 
 
 @dataclass
@@ -91,7 +92,12 @@ def _by_pages(plan: FleetPlan, index: int, loop: EventLoop) -> ModelledGuest:
     return accounted_guest(plan.memory_bytes, plan.parameters, loop=loop, seed=seed_of(plan, index))
 
 
-MODELS: dict[str, MakeGuest] = {"pages": _by_pages}
+def _by_blocks(plan: FleetPlan, index: int, loop: EventLoop) -> ModelledGuest:
+    """Make a guest that counts by pageblocks, without a device."""
+    return BlockGuest(plan.memory_bytes, plan.parameters, loop=loop, seed=seed_of(plan, index))
+
+
+MODELS: dict[str, MakeGuest] = {"pages": _by_pages, "blocks": _by_blocks}
 
 
 def seed_of(plan: FleetPlan, index: int) -> int:

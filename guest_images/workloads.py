@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Protocol
 
 from guest_images.free_lists import PAGE_SIZE, PAGEBLOCK_ORDER, Block, MigrateType, ModelError
@@ -99,6 +100,12 @@ class Holding:
             self.shrink(self.bytes - size)
 
 
+@singledispatch
+def hold(guest: ModelledGuest) -> Holding:
+    """What a program of this guest holds, nothing yet. Another model of a guest has a holding of its own."""
+    return Holding(guest)
+
+
 def _every(guest: ModelledGuest, period: float, act: Callable[[], None]) -> None:
     def turn() -> None:
         act()
@@ -119,7 +126,7 @@ class FillAndFree:
 
     def start(self, guest: ModelledGuest) -> None:
         """Wait for the first fill."""
-        held = Holding(guest)
+        held = hold(guest)
 
         def fill() -> None:
             held.grow(int(self.share * guest.memory_bytes), self.orders)
@@ -145,7 +152,7 @@ class Churn:
     def start(self, guest: ModelledGuest) -> None:
         """Take the working set, then turn it over."""
         full = int(self.share * guest.memory_bytes)
-        held = Holding(guest)
+        held = hold(guest)
         held.grow_mixed(full)
 
         def replace() -> None:
@@ -171,9 +178,9 @@ class StaggeredPeaks:
 
     def start(self, guest: ModelledGuest) -> None:
         """Take the base, then wait for this guest's turn."""
-        held = Holding(guest)
+        held = hold(guest)
         held.grow_mixed(int(self.base * guest.memory_bytes))
-        burst = Holding(guest)
+        burst = hold(guest)
 
         def peak() -> None:
             burst.grow(int((self.peak - self.base) * guest.memory_bytes))
@@ -198,7 +205,7 @@ class PageCache:
 
     def start(self, guest: ModelledGuest) -> None:
         """Start the programs and the reading."""
-        cache = Holding(guest)
+        cache = hold(guest)
         guest.reclaimers.append(lambda pages: cache.shrink(max(pages, 32) * PAGE_SIZE) // PAGE_SIZE)
 
         def read() -> None:
@@ -227,7 +234,7 @@ class Fragmentation:
         """Wait for the first round."""
 
         def fill() -> None:
-            held = Holding(guest)
+            held = hold(guest)
             held.grow(int(self.share * guest.memory_bytes) - kept.bytes, SMALL)
             guest.loop.call_later(self.hold, lambda: free(held))
             guest.loop.call_later(self.period, fill)
@@ -237,7 +244,7 @@ class Fragmentation:
             held.shrink(int((1 - self.pinned) * held.bytes))
             kept.adopt(held)
 
-        kept = Holding(guest)
+        kept = hold(guest)
         guest.loop.call_later(10.0, fill)
 
 

@@ -60,6 +60,7 @@ def live(plan: FleetPlan) -> FleetRun:
         (["--sample", "1ms"], "--sample 1ms: give more, for "),
         (["--delay", "0s"], "a delay of 0.0 s cannot be kept: give more than 0"),
         (["--order", "11"], "order 11 cannot be reported: give 0 to 10"),
+        (["--model", "blocks", "--order", "0"], "--model blocks cannot tell --order 0: give 9 or 10, or "),
         (["--capacity", "0"], "capacity 0 and share 16 must be 1 or more"),
         (["--budget", "half"], "--budget half: give a number, or none"),
         (["--budget", "0"], "capacity 32 and share 0 must be 1 or more"),
@@ -92,7 +93,7 @@ def test_a_run_folder_without_devices(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(*words) == 0
     output = capsys.readouterr().out
     assert "0 devices" in output
-    assert "Every page held what it must." in output
+    assert "Counted only, no page was written." in output
     folder = tmp_path / "here"
     names = {"meta.json", "result.json", "timeline.csv", "timeline.png"}
     assert {path.name for path in folder.iterdir()} == names
