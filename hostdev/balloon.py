@@ -24,7 +24,7 @@ from hostdev.giver import SLICE_BYTES, Giver, whole_pages
 from hostdev.memory import MemoryTable, Part
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.pages import Span, merge, spans_of_pfns
-from hostdev.trace import NoTrace, Tracer
+from hostdev.trace import Tracer
 from hostdev.virtqueue import Chain, RingLayout, Virtqueue
 from hostdev.wire.balloon import (
     CONFIG,
@@ -112,7 +112,7 @@ class Balloon:
     offered: Feature
     discarder: Discarder
     metrics: Metrics
-    trace: Tracer = field(default_factory=NoTrace)
+    trace: Tracer = field(default_factory=Tracer)
     config: Config = field(default_factory=Config)
     statistics: dict[int, int] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from hostdev.errors import RequestError, StreamError
 from hostdev.fds import Fd, close_all
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
-from hostdev.trace import NoTrace, Tracer
+from hostdev.trace import Tracer
 from hostdev.vrings import Arrived, Device, Handler, Vrings
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.layout import LayoutError
@@ -40,7 +40,7 @@ class Session:
     def __init__(self, device: Device, metrics: Metrics, trace: Tracer | None = None) -> None:
         self.device = device
         self.metrics = metrics
-        self.trace: Tracer = trace or NoTrace()
+        self.trace: Tracer = trace or Tracer()
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.memory = MemoryTable()

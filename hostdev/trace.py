@@ -2,7 +2,7 @@
 
 What reaches a shared mapping is the kernel's at once: a process killed at any instruction leaves whole records behind, for
 a record counts only once the header says that the file is that long. Used by worker.py, balloon.py and session.py through
-the Tracer protocol; the device without --trace has a NoTrace, which costs a call.
+the Tracer class, which traces nothing and costs a call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import mmap
 import os
 import time
 from pathlib import Path
-from typing import Protocol
 
 from hostdev.errors import SetupError
 from hostdev.wire import trace as wire
@@ -35,8 +34,8 @@ NO_RING = 255
 NO_ROLE = 255
 
 
-class Tracer(Protocol):
-    """What can be traced. Each is called before the act."""
+class Tracer:
+    """What can be traced, each before the act. This one traces nothing: a device without --trace has it."""
 
     def guest(self) -> None:
         """This process serves a front end."""
@@ -63,35 +62,7 @@ class Tracer(Protocol):
         """Nothing more will be traced."""
 
 
-class NoTrace:
-    """Traces nothing."""
-
-    def guest(self) -> None:
-        """Nothing."""
-
-    def message(self, request: int, payload: bytes, descriptors: int) -> None:
-        """Nothing."""
-
-    def ring(self, index: int, *, started: bool, size: int, base: int) -> None:
-        """Nothing."""
-
-    def chain(self, index: int, role: int | None, head: int, descriptors: tuple[Descriptor, ...]) -> None:
-        """Nothing."""
-
-    def release(self, index: int, cause: Cause, address: int, length: int, *, withheld: bool) -> None:
-        """Nothing."""
-
-    def answer(self, index: int, head: int) -> None:
-        """Nothing."""
-
-    def fault(self, index: int | None, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class TraceFile:
+class TraceFile(Tracer):
     """A trace that is being written."""
 
     def __init__(self, path: Path) -> None:

@@ -25,7 +25,7 @@ from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
 from hostdev.metrics import Metrics
 from hostdev.session import Session
-from hostdev.trace import NoTrace, TraceFile, Tracer
+from hostdev.trace import TraceFile, Tracer
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.wire.channel import ANSWER, MAX_DATAGRAM, Action, Answer
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
@@ -54,7 +54,7 @@ class Worker:
         self._metrics = Metrics()
         self._metrics_file = options.metrics_file
         self._metrics_due: float | None = None
-        self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else NoTrace()
+        self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else Tracer()
         self._trace.guest()
         self.balloon = Balloon(options.features, Discarder(options.discard), self._metrics, self._trace)
         self.session = Session(self.balloon, self._metrics, self._trace)
