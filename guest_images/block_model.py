@@ -127,7 +127,7 @@ class BlockGuest(ModelledGuest):
         for low in (True, False):
             for zone in reversed(self.zones):
                 mark = zone.watermarks.low if low else zone.watermarks.min
-                spare = (zone.free_pages - mark - 1) >> order
+                spare = (zone.free_pages - mark) >> order
                 shared = self._with_room(zone, order) or self._share_another(zone) if spare > 0 else None
                 if shared is not None:
                     return shared, min(spare, shared.free >> order)
