@@ -15,7 +15,7 @@ import msgspec
 
 from balloonlab import signals
 from balloonlab.errors import UsageError
-from balloonlab.measure import FREEING_NOTHING, Measured, Measurement, Plan
+from balloonlab.measure import Measured, Measurement, Plan
 from balloonlab.options import Commands, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.results import sentences, write_json
@@ -24,6 +24,7 @@ from balloonlab.runs import environment, make_folder, sha256
 from balloonlab.setup import prepare
 from balloonlab.sizes import human, parse_size
 from balloonlab.timeline import write_csv
+from balloonlab.verdict import FREEING_NOTHING
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
 
 

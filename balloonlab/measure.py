@@ -23,6 +23,7 @@ from balloonlab.rig import Rig, Setup
 from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human
 from balloonlab.timeline import Sample, has_settled, settle_seconds
+from balloonlab.verdict import FREEING_NOTHING, RETURNED_SHARE, judge
 from guest_images.agent_client import FillKind
 from guest_images.errors import AgentError, AgentRefusedError
 from hostdev.wire.balloon import Feature
@@ -35,18 +36,11 @@ FLOOR_SECONDS = 60.0
 RETURN_SECONDS = 45.0
 # Peak is what is seen while the memory is held: long enough for two looks at the guest.
 HOLD_SECONDS = 2.0
-# The promise: this share of what the guest's MemFree regained has left the footprint.
-RETURNED_SHARE = 0.95
-# And a device that frees nothing stays within this share of its peak.
-STAYED_SHARE = 0.05
 # What the guest reports is blocks of this order and more, where it does not say otherwise: pageblock_order on x86.
 DEFAULT_REPORTING_ORDER = 9
 REPORTING_ORDER = "/sys/module/page_reporting/parameters/page_reporting_order"
 MAX_ORDER = 10
 PAGE_SHIFT = 12
-
-# On the shared memory that guests here have.
-FREEING_NOTHING = ("dontneed", "none")
 
 Value = TypeVar("Value")
 
@@ -341,30 +335,3 @@ async def _end(task: asyncio.Future[Value]) -> None:
 def _regained(before: Sample, last: Sample) -> int:
     """Bytes that the guest's MemFree gained between two samples that have it."""
     return (last.guest_memfree_bytes or 0) - (before.guest_memfree_bytes or 0)
-
-
-def judge(result: Result) -> list[str]:
-    """Return what did not go as it should, in words; nothing if the run showed what it was to show.
-
-    A device that is to free must bring RETURNED_SHARE of what the guest's MemFree regained back to the host, less what
-    became free in blocks that the guest does not report; one that is not to free (dontneed on shared memory, none) must leave the footprint within STAYED_SHARE of its peak.
-    """
-    if "REPORTING" not in result.device.negotiated_features:
-        accepted = ", ".join(result.device.negotiated_features) or "nothing"
-        text = (
-            f"the guest does not report free pages, so nothing comes back: its driver accepted {accepted}. A kernel that "
-            "initialises or poisons freed pages reports only if PAGE_POISON is offered."
-        )
-        return [text]
-    if result.device.discard in FREEING_NOTHING:
-        moved = abs(result.peak_bytes - result.residual_bytes)
-        if moved > STAYED_SHARE * result.peak_bytes:
-            return [
-                f"{human(moved)} left the footprint although --discard {result.device.discard} frees nothing"
-            ]
-        return []
-    guest = result.guest
-    wanted = RETURNED_SHARE * (guest.memfree_regained_bytes - max(0, guest.small_blocks_bytes))
-    if result.returned_bytes < wanted or guest.memfree_regained_bytes <= 0:
-        return [f"only {human(result.returned_bytes)} came back, at least {human(wanted)} should have"]
-    return []

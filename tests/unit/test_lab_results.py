@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from balloonlab.measure import RETURNED_SHARE, STAYED_SHARE, judge
 from balloonlab.results import SCHEMA, DeviceResult, GuestResult, QemuResult, Result, sentences, write_json
+from balloonlab.verdict import RETURNED_SHARE, STAYED_SHARE, judge
 
 MIB = 1 << 20
 PEAK = 700 * MIB
