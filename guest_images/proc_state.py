@@ -42,7 +42,7 @@ def zones_after(before: ProcState, after: ProcState, parameters: Parameters) -> 
     """Make the zones of a guest that had settled before a free, as they are right after it. Raises LayoutError.
 
     Of each list of largest blocks, as many are marked as it had before: the last ones, where page reporting puts them.
-    Nothing is marked in a zone that was too near its low watermark to be reported, nor in smaller blocks: an allocation
+    Nothing is marked in a zone that is too near its low watermark to be reported, nor in smaller blocks: an allocation
     takes the smallest block that fits, so small ones beside a fill are what splits have left since the last pass, and
     the parts of a block that is split do not inherit its mark (expand() in mm/page_alloc.c).
     """
@@ -50,13 +50,16 @@ def zones_after(before: ProcState, after: ProcState, parameters: Parameters) -> 
     zones = after.zones()
     for zone in zones:
         earlier = settled.get(zone.name)
-        if earlier is not None and _was_reported(earlier, parameters):
+        if earlier is not None and _is_reported(zone, parameters):
             _mark_kept(earlier, zone)
     return zones
 
 
-def _was_reported(zone: Zone, parameters: Parameters) -> bool:
-    """page_reporting_process_zone()'s test."""
+def _is_reported(zone: Zone, parameters: Parameters) -> bool:
+    """page_reporting_process_zone()'s test.
+
+    Asked after the free: a fill may leave less in a zone, of blocks that were reported when there was more.
+    """
     return zone.watermark_ok(0, zone.watermarks.low + (parameters.capacity << parameters.order))
 
 

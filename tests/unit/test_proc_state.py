@@ -89,8 +89,13 @@ def test_smaller_blocks_are_what_splits_left() -> None:
 
 
 def test_a_zone_near_its_low_watermark_was_not_reported() -> None:
-    near = state({10: 3}, low=3 * 1024 - 512)
-    assert marked(near, state({10: 8})) == (0, 8)
+    low = 3 * 1024 - 512
+    assert marked(state({10: 3}, low=low), state({10: 3}, low=low)) == (0, 3)
+
+
+def test_a_zone_that_a_fill_brought_near_its_low_watermark_was() -> None:
+    low = 3 * 1024 - 512
+    assert marked(state({10: 3}, low=low), state({10: 8}, low=low)) == (3, 8)
 
 
 def test_a_zone_that_was_not_there_before_has_no_marks() -> None:
