@@ -24,14 +24,15 @@ def draw_fleet(samples: Sequence[FleetSample], path: Path, *, title: str) -> Non
     above, below = figure.subplots(2, 1, sharex=True)
     _draw_sum(above, samples)
     _draw_quantiles(below, samples)
-    above.set_title(title, loc="left")
+    figure.suptitle(title, x=0.01, ha="left")
     below.set_xlabel("seconds of simulated time")
     for axes in (above, below):
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper left", frameon=False)
+        # Above the axes: fleets fill them to any corner.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     figure.savefig(path)
 
 
