@@ -152,14 +152,18 @@ class Churn:
     def start(self, guest: ModelledGuest) -> None:
         """Take the working set, then turn it over."""
         full = int(self.share * guest.memory_bytes)
-        held = hold(guest)
+        wanted, held = full, hold(guest)
         held.grow_mixed(full)
 
         def replace() -> None:
-            held.grow_mixed(held.shrink(int(self.turnover * self.step * held.bytes)))
+            # Up to what is wanted, not by what was freed: each would take a little more, and the set would grow.
+            held.shrink(int(self.turnover * self.step * held.bytes))
+            held.grow_mixed(max(0, wanted - held.bytes))
 
         def drift() -> None:
-            held.resize(int(full * guest.random.uniform(0.5, 1.0)))
+            nonlocal wanted
+            wanted = int(full * guest.random.uniform(0.5, 1.0))
+            held.resize(wanted)
 
         _every(guest, self.step, replace)
         _every(guest, self.drift, drift)
