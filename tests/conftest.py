@@ -17,6 +17,10 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# For scripts/test --full: other examples each time, and many more.
+settings.register_profile(
+    "full", parent=settings.get_profile("project"), derandomize=False, max_examples=1000
+)
 settings.load_profile("project")
 
 
