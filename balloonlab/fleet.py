@@ -136,10 +136,9 @@ def _guests(plan: FleetPlan) -> Iterator[list[ModelledGuest]]:
     """All guests, on one loop. Devices come first: one forked later would hold the memory of guests before it."""
     loop, limit = EventLoop(), MemoryLimit(plan.resident_limit)
     _allow_descriptors(plan.devices * _DESCRIPTORS_PER_GUEST + _OTHER_DESCRIPTORS)
-    # What a keeper says of a front end that goes while it is told to end is no news here.
-    logging.getLogger("hostdev").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
-        devices = [_start(stack) for _ in range(plan.devices)]
+        with _only_errors_of_devices():
+            devices = [_start(stack) for _ in range(plan.devices)]
         guests = [
             stack.enter_context(_connected(device, plan, index, loop, limit))
             for index, device in enumerate(devices)
@@ -150,6 +149,18 @@ def _guests(plan: FleetPlan) -> Iterator[list[ModelledGuest]]:
             if not plan.reporting:
                 guest.reporting.unregister()
         yield guests
+
+
+@contextlib.contextmanager
+def _only_errors_of_devices() -> Iterator[None]:
+    """Devices that are forked here say nothing of front ends that come and go: they all do."""
+    log = logging.getLogger("hostdev")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _start(stack: contextlib.ExitStack) -> DeviceProcess:
