@@ -236,8 +236,11 @@ class PageReporting:
                     walk(zone, order, zone.list_of(order, migrate_type))
             if len(self._scatterlist):
                 self._report_and_drain(zone)
-        finally:
+        except Exception:
             self._prove_nothing_left(zone)
+            raise
+        # Not where Ctrl-C ends it anywhere: that is no lost page, and must not be called one.
+        self._prove_nothing_left(zone)
 
     def _walk_merged(self, zone: Zone, order: int, blocks: FreeList) -> None:
         """page_reporting_cycle() of 5.7 and later: full lists wait for one more block; a budget; rotation."""

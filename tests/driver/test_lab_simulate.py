@@ -147,7 +147,7 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) 
     finally:
         lab.kill()
         lab.wait()
-    assert lab.returncode == 128 + number
+    assert lab.returncode == 128 + number, error
     *others, last = error.splitlines()
     assert last.endswith("everything that was started has ended")
     # The workers are signalled as well; the keepers tell of those that a SIGTERM ends, and of nothing else.

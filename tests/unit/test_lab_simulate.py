@@ -17,6 +17,7 @@ from balloonlab.errors import UsageError
 from balloonlab.fleet import FleetPlan, FleetRun, moments, run_fleet
 from balloonlab.fleet_results import FleetResult, result_of
 from balloonlab.fleet_timeline import COLUMNS, FallWatch, Spread, gib_minutes, quantile
+from guest_images.buddy import Zone
 from guest_images.page_reporting import Parameters
 
 MIB = 1 << 20
@@ -191,3 +192,17 @@ def test_a_host_that_gets_nothing_back_has_no_fall() -> None:
         watch.sample(seconds, used, held)
     watch.end()
     assert watch.settle_seconds == []
+
+
+def test_ctrl_c_in_the_middle_of_a_pass_is_ctrl_c_and_no_lost_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate, calls = Zone.isolate, []
+
+    def interrupted(zone: Zone, pfn: int) -> bool:
+        calls.append(pfn)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return isolate(zone, pfn)
+
+    monkeypatch.setattr(Zone, "isolate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        live(PLAN)
