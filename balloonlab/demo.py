@@ -16,7 +16,7 @@ import msgspec
 from balloonlab import signals
 from balloonlab.errors import UsageError
 from balloonlab.measure import Measured, Measurement, Plan
-from balloonlab.options import Commands, add_guest_options, guest_options
+from balloonlab.options import Commands, add_fill_options, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.results import sentences, write_json
 from balloonlab.rig import Setup
@@ -36,15 +36,7 @@ def add_parser(commands: Commands) -> None:
         description="Boot a real Linux guest beside the device, fill memory in it, free it, and watch it come back.",
     )
     add_guest_options(parser)
-    parser.add_argument(
-        "--fill", default="600M", metavar="SIZE", help="memory to fill and free (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=("anonymous", "tmpfs"),
-        default="anonymous",
-        help="what is filled (default: %(default)s)",
-    )
+    add_fill_options(parser)
     parser.add_argument(
         "--discard",
         choices=("auto", "remove", *FREEING_NOTHING),
@@ -56,9 +48,6 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--control", action="store_true", help="repeat with --discard dontneed and none, which free nothing"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
     )
     parser.add_argument(
         "--trace", action="store_true", help="have the device write device.trace, for balloonlab decode"

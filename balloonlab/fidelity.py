@@ -18,7 +18,7 @@ from balloonlab import signals
 from balloonlab.comparison import Comparison, compare, sentences
 from balloonlab.errors import GuestSetupError, UsageError
 from balloonlab.measure import DEFAULT_REPORTING_ORDER, MAX_ORDER, REPORTING_ORDER, Nobody, Plan, Watcher
-from balloonlab.options import Commands, add_guest_options, guest_options
+from balloonlab.options import Commands, add_fill_options, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.recording import SCHEMA, Recording, modelled_passes, traced_passes
 from balloonlab.results import write_json
@@ -137,18 +137,7 @@ def add_parser(commands: Commands) -> None:
         description="Record a real guest's free page reports after a free, and compare them with the model's.",
     )
     add_guest_options(parser)
-    parser.add_argument(
-        "--fill", default="600M", metavar="SIZE", help="memory to fill and free (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=("anonymous", "tmpfs"),
-        default="anonymous",
-        help="what is filled (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
-    )
+    add_fill_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -65,3 +65,19 @@ def guest_options(options: argparse.Namespace) -> GuestOptions:
         accelerator=options.accelerator,
         append=tuple(options.append.split()),
     )
+
+
+def add_fill_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is filled and freed in the guest, and where the run's files go."""
+    parser.add_argument(
+        "--fill", default="600M", metavar="SIZE", help="memory to fill and free (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("anonymous", "tmpfs"),
+        default="anonymous",
+        help="what is filled (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
+    )
