@@ -23,7 +23,7 @@ from hostdev.wire import trace as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.layout import LayoutError
 from hostdev.wire.trace import Cause, Kind
-from hostdev.wire.vhost_user import MESSAGES, Request
+from hostdev.wire.vhost_user import MESSAGES, request_of
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,19 @@ def _words(record: Record) -> str:
 
 
 def _message(message: wire.Message) -> str:
-    name = Request(message.request).name if message.request in Request._value2member_map_ else "request"
+    request = request_of(message.request)
+    name = request.name if request is not None else "request"
     fds = f", {message.descriptors} descriptors" if message.descriptors else ""
     return f"{name} ({message.request}), {message.size} bytes{fds}{_payload(message)}"
 
 
 def _payload(message: wire.Message) -> str:
     """Decode a payload that is in the trace as a whole."""
-    if message.request not in Request._value2member_map_ or len(message.payload) != message.size:
+    request = request_of(message.request)
+    if request is None or len(message.payload) != message.size:
         return ""
     try:
-        value = MESSAGES[Request(message.request)].payload.decode(message.payload)
+        value = MESSAGES[request].payload.decode(message.payload)
     except LayoutError:
         return ": malformed"
     fields = ", ".join(f"{name} {item:#x}" for name, item in asdict(value).items() if isinstance(item, int))

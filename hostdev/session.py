@@ -83,7 +83,7 @@ class Session:
     def close(self) -> None:
         """The front end has gone: stop every ring, unmap and close everything."""
         self._vrings.close()
-        self._adopt_memory(())
+        self._replace_memory(MemoryTable())
         if self.backend_channel is not None:
             self.backend_channel.close()
 
@@ -100,10 +100,9 @@ class Session:
         return self._acknowledge(header, 0)
 
     def _decode(self, header: wire.Header, payload: bytes, arrived: Arrived) -> tuple[Request, Any]:
-        try:
-            request = Request(header.request)
-        except ValueError:
-            raise RequestError(f"request {header.request} is not known here") from None
+        request = wire.request_of(header.request)
+        if request is None:
+            raise RequestError(f"request {header.request} is not known here")
         shape = wire.MESSAGES[request]
         if shape.gate is not None and not shape.gate & self.protocol_features:
             raise RequestError(f"{request.name} needs {shape.gate.name}, which was not negotiated")
@@ -122,8 +121,8 @@ class Session:
         return wire.message(header.request, wire.FLAG_REPLY, wire.U64_PAYLOAD.encode(wire.U64(status)))
 
     def _count_refusal(self, header: wire.Header, error: RequestError) -> None:
-        known = header.request in Request._value2member_map_
-        name = Request(header.request).name if known else "unknown"
+        request = wire.request_of(header.request)
+        name = request.name if request is not None else "unknown"
         if worth_logging(self.metrics.add("refused_messages_total", 1, name)):
             log.warning("refused %s: %s", name, error)
 
@@ -136,10 +135,8 @@ class Session:
             index = int.from_bytes(payload[:4], "little")
             reply = wire.VRING_STATE.encode(wire.VringState(index, 0))
             return wire.message(header.request, wire.FLAG_REPLY, reply)
-        has_reply = (
-            header.request in Request._value2member_map_ and wire.MESSAGES[Request(header.request)].has_reply
-        )
-        if has_reply:
+        request = wire.request_of(header.request)
+        if request is not None and wire.MESSAGES[request].has_reply:
             return wire.message(header.request, wire.FLAG_REPLY, wire.U64_PAYLOAD.encode(wire.U64(0)))
         return self._acknowledge(header, 1)
 
@@ -214,9 +211,6 @@ class Session:
         if gone is None:
             raise RequestError("REM_MEM_REG names a region that is not there")
         self._replace_memory(MemoryTable(region for region in self.memory.regions if region is not gone))
-
-    def _adopt_memory(self, regions: tuple[Region, ...]) -> None:
-        self._replace_memory(MemoryTable(regions))
 
     def _replace_memory(self, table: MemoryTable) -> None:
         """Swap tables between chains, then unmap what is no longer named."""

@@ -254,6 +254,11 @@ MESSAGES: dict[Request, Shape] = {
 }
 
 
+def request_of(number: int) -> Request | None:
+    """Return the request with this number, None if it is none that is known here."""
+    return Request(number) if number in Request._value2member_map_ else None
+
+
 def message(request: int, flags: int, payload: bytes) -> bytes:
     """Put a header before a payload. flags: without the version, which is added."""
     return HEADER.encode(Header(request, VERSION | flags, len(payload))) + payload
