@@ -3,8 +3,8 @@
     shared memory (memfd, tmpfs)   MADV_REMOVE punches the pages out of the file: freed for every process that maps it
     private memory                 MADV_DONTNEED: freed
     shared memory                  MADV_DONTNEED drops this process's page-table entries and frees nothing
-    hugetlb                        nothing: a page given back leaves without its reservation; if another process takes
-                                   it, the guest's next touch is a SIGBUS that kills QEMU
+    hugetlb                        nothing unless asked for: a page given back leaves without its reservation; if
+                                   another process takes it, the guest's next touch is a SIGBUS that kills QEMU
     a file on disk                 nothing: punching would destroy the file's data
 
 It decides nothing about which pages: balloon.py hands it whole pages inside one region.
@@ -68,11 +68,13 @@ class Choice:
     reason: str
 
 
-def choose(request: str, backing: Backing) -> Choice:
-    """Pick the method for a backing. request: one of REQUESTS."""
-    if backing is Backing.HUGETLB:
+def choose(request: str, backing: Backing, *, hugetlb_release: bool = False) -> Choice:
+    """Pick the method for a backing. request: one of REQUESTS. hugetlb_release: whole huge pages may be given back."""
+    if backing is Backing.HUGETLB and not hugetlb_release:
         return Choice(
-            Method.NONE, "a huge page given back may be taken by another process, which would kill QEMU"
+            Method.NONE,
+            "a huge page given back may be taken by another process, and the guest's next touch would then kill QEMU; "
+            "--hugetlb-release takes that risk",
         )
     if backing is Backing.FILE:
         return Choice(Method.NONE, "punching would destroy the data of the file: use memory-backend-memfd")
@@ -84,6 +86,11 @@ def choose(request: str, backing: Backing) -> Choice:
         return Choice(Method.DONTNEED, "MADV_DONTNEED frees private pages")
     if request == Method.DONTNEED:
         return Choice(Method.DONTNEED, "--discard dontneed was given: on shared memory this FREES NOTHING")
+    if backing is Backing.HUGETLB:
+        return Choice(
+            Method.REMOVE,
+            "--hugetlb-release was given: if another process takes the pages, QEMU dies at the guest's next touch",
+        )
     return Choice(Method.REMOVE, "MADV_REMOVE frees shared pages, MADV_DONTNEED would not")
 
 
@@ -117,21 +124,24 @@ def _seals(fd: Fd) -> int:
 class Discarder:
     """Gives ranges of regions back by the method that each region's backing needs."""
 
-    def __init__(self, request: str = AUTO) -> None:
+    def __init__(self, request: str = AUTO, *, hugetlb_release: bool = False) -> None:
         self._request = request
+        self._hugetlb_release = hugetlb_release
+        self._backings: dict[Region, Backing] = {}
         self._choices: dict[Region, Choice] = {}
         self._said: set[tuple[Backing, Method]] = set()
 
     def adopt(self, regions: tuple[Region, ...]) -> None:
         """Choose for each region, and say each new choice in the log, once."""
-        self._choices = {region: self._choose(region) for region in regions}
+        self._backings = {region: backing_of(region.fd) for region in regions}
+        self._choices = {region: self._choose(backing) for region, backing in self._backings.items()}
 
-    def _choose(self, region: Region) -> Choice:
-        backing = backing_of(region.fd)
-        choice = choose(self._request, backing)
+    def _choose(self, backing: Backing) -> Choice:
+        choice = choose(self._request, backing, hugetlb_release=self._hugetlb_release)
         if (backing, choice.method) not in self._said:
             self._said.add((backing, choice.method))
-            level = logging.INFO if choice.method is Method.REMOVE else logging.WARNING
+            is_usual = choice.method is Method.REMOVE and backing is Backing.SHARED
+            level = logging.INFO if is_usual else logging.WARNING
             log.log(
                 level, "guest memory is %s: discard method is %s (%s)", backing, choice.method, choice.reason
             )
@@ -140,6 +150,10 @@ class Discarder:
     def method(self, region: Region) -> Method:
         """Return the method for a region of the current table."""
         return self._choices[region].method
+
+    def backing(self, region: Region) -> Backing:
+        """Return what is behind a region of the current table."""
+        return self._backings[region]
 
     def release(self, region: Region, offset: int, length: int) -> None:
         """Give back length bytes at offset, whole pages. Raises HostError if the kernel refuses.
@@ -150,6 +164,6 @@ class Discarder:
         if offset < 0 or length <= 0 or offset + length > region.size:
             raise ValueError("range outside its region")
         try:
-            region.mapping.madvise(advice, offset, length)
+            region.advise(advice, offset, length)
         except OSError as error:
             raise HostError(f"the host refuses to take memory back: {error}") from error

@@ -32,18 +32,25 @@ class Region:
     def __init__(self, description: MemoryRegion, fd: Fd) -> None:
         """Check the description against the file and map it. Raises RequestError; fd is then still the caller's."""
         _check(description, fd)
+        status = os.fstat(fd.fileno())
+        self.file = status.st_dev, status.st_ino
         self.guest_address = description.guest_address
         self.size = description.size
         self.user_address = description.user_address
         self.file_offset = description.mmap_offset
-        try:
-            self.mapping = mmap.mmap(fd.fileno(), self.size, mmap.MAP_SHARED, offset=self.file_offset)
-        except (OSError, ValueError) as error:
-            raise RequestError(f"guest memory cannot be mapped: {error}") from error
-        self.mapping.madvise(mmap.MADV_DONTDUMP)
         # What a punch must be aligned to: the huge page on hugetlbfs, the base page on tmpfs. Not st_blksize, which is
         # 2 MiB on a tmpfs with transparent huge pages, where single pages can be given back (Linux, shmem_getattr).
         self.page_size = max(os.fstatvfs(fd.fileno()).f_bsize, mmap.PAGESIZE)
+        # A mapping of huge pages begins and ends with one (Linux, hugetlb_get_unmapped_area and hugetlb_vm_op_split); a
+        # region need not: q35's first one is 640 KiB.
+        start = self.file_offset // self.page_size * self.page_size
+        end = -(-(self.file_offset + self.size) // self.page_size) * self.page_size
+        self._lead = self.file_offset - start
+        try:
+            self.mapping = mmap.mmap(fd.fileno(), end - start, mmap.MAP_SHARED, offset=start)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"guest memory cannot be mapped: {error}") from error
+        self.mapping.madvise(mmap.MADV_DONTDUMP)
         self.fd = fd
 
     @property
@@ -55,6 +62,14 @@ class Region:
     def user_end(self) -> int:
         """The first front-end address after the region."""
         return self.user_address + self.size
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Return a writable view of length bytes at offset; both must be inside the region."""
+        return memoryview(self.mapping)[self._lead + offset : self._lead + offset + length]
+
+    def advise(self, advice: int, offset: int, length: int) -> None:
+        """Call madvise on length bytes at offset, inside the region. Raises OSError."""
+        self.mapping.madvise(advice, self._lead + offset, length)
 
     def close(self) -> None:
         """Unmap and close. Views into the mapping must have been released before."""
@@ -128,19 +143,28 @@ class MemoryTable:
         """
         for region in self.regions:
             if region.user_address <= user_address and user_address + length <= region.user_end:
-                offset = user_address - region.user_address
-                return memoryview(region.mapping)[offset : offset + length]
+                return region.view(user_address - region.user_address, length)
         if not self.regions:
             # QEMU leaves regions out whose memory it cannot share, and says nothing.
             raise RequestError("no guest memory was sent: the memory backend is not shared, add share=on")
         raise RequestError("no memory region holds this part of the ring")
 
+    def span(self) -> int:
+        """Bytes of guest memory as QEMU's -m counts them: of each file, from the first byte in a region to the last.
+
+        More than the regions hold: QEMU leaves out what of its RAM the guest sees as something else, on q35 the 128 KiB
+        behind the VGA window.
+        """
+        bounds: dict[tuple[int, int], tuple[int, int]] = {}
+        for region in self.regions:
+            start, end = region.file_offset, region.file_offset + region.size
+            first, last = bounds.get(region.file, (start, end))
+            bounds[region.file] = min(first, start), max(last, end)
+        return sum(last - first for first, last in bounds.values())
+
     def footprint(self) -> int:
         """Bytes that the host holds of the files behind the regions, in memory or swap."""
-        files = {
-            (status.st_dev, status.st_ino): status
-            for status in (os.fstat(r.fd.fileno()) for r in self.regions)
-        }
+        files = {region.file: os.fstat(region.fd.fileno()) for region in self.regions}
         return sum(status.st_blocks for status in files.values()) * 512
 
     def find(self, description: MemoryRegion) -> Region | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,3 +35,30 @@ def unmet() -> Callable[[str], None]:
         pytest.skip(reason)
 
     return report
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[int]:
+    """Huge pages of 2 MiB in the host's pool, as root even where it is empty; their number. Skips where there are none.
+
+    Also where CI=true: whether a machine lets its pool be filled is no matter of what was installed.
+    """
+    wanted = 32
+    number, free = HUGE_PAGES / "nr_hugepages", HUGE_PAGES / "free_hugepages"
+    if not number.exists():
+        pytest.skip("not run: this kernel has no huge pages of 2 MiB")
+    before = number.read_text()
+    try:
+        if int(free.read_text()) < wanted:
+            number.write_text(str(int(before) + wanted))
+    except OSError as error:
+        pytest.skip(f"not run: the pool of huge pages is empty and cannot be filled: {error.strerror}")
+    try:
+        if int(free.read_text()) < wanted:
+            pytest.skip("not run: the host has no memory in pieces of 2 MiB for the pool of huge pages")
+        yield wanted
+    finally:
+        number.write_text(before)

@@ -15,7 +15,9 @@ import pytest
 from hostdev.discard import AUTO, REQUESTS, Backing, Discarder, Method, backing_of, choose
 from hostdev.errors import HostError
 from hostdev.fds import Fd
-from hostdev.memory import Region
+from hostdev.giver import whole_pages
+from hostdev.memory import Part, Region
+from tests.conftest import HUGE_PAGES
 from tests.unit.test_memory import PAGE, memfd, region
 
 MIB = 1 << 20
@@ -122,20 +124,50 @@ def test_a_file_on_tmpfs(unmet: Callable[[str], None]) -> None:
         assert backing_of(fd) is Backing.SHARED
 
 
-def test_hugetlb(unmet: Callable[[str], None]) -> None:
-    """Its pages leave without their reservation: never released, and aligned to the huge page."""
+def huge_memfd(size: int) -> Fd:
+    fd = Fd(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB))
+    os.ftruncate(fd.fileno(), size)
+    return fd
+
+
+def test_hugetlb() -> None:
     try:
-        fd = Fd(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB))
+        with huge_memfd(2 * MIB) as fd:
+            assert backing_of(fd) is Backing.HUGETLB
     except OSError as error:
-        pytest.skip(f"the kernel makes no hugetlb memfd: {error.strerror}")
-    assert backing_of(fd) is Backing.HUGETLB
-    os.ftruncate(fd.fileno(), 2 * MIB)
-    if int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text()) == 0:
-        fd.close()
-        return  # mapping one would need a page in the pool
-    each = region(0, 2 * MIB, fd=fd)
-    assert each.page_size == 2 * MIB
-    each.close()
+        pytest.skip(f"not run: the kernel makes no hugetlb memfd: {error.strerror}")
+
+
+def test_hugetlb_regions_need_not_begin_or_end_with_a_huge_page(huge_pages: int) -> None:
+    """As on q35: 640 KiB below the VGA window and the rest above it; both must be mapped, written and closed."""
+    with huge_memfd(8 * MIB) as fd:
+        low = region(0, 0xA0000, fd=Fd(os.dup(fd.fileno())))
+        high = region(0xC0000, 8 * MIB - 0xC0000, fd=Fd(os.dup(fd.fileno())), offset=0xC0000)
+        assert (low.page_size, high.page_size) == (2 * MIB, 2 * MIB)
+        low.view(0x9FFFF, 1)[0] = 1
+        high.view(0, 1)[0] = 2
+        assert os.pread(fd.fileno(), 1, 0x9FFFF) == b"\1"
+        assert os.pread(fd.fileno(), 1, 0xC0000) == b"\2"
+        for each in (low, high):
+            each.close()
+    # A mapping that could not be undone would keep its page.
+    assert int((HUGE_PAGES / "free_hugepages").read_text()) >= huge_pages
+
+
+def test_whole_huge_pages_are_given_back_where_that_was_asked_for(huge_pages: int) -> None:
+    with huge_memfd(8 * MIB) as fd:
+        each = region(0xC0000, 8 * MIB - 0xC0000, fd=Fd(os.dup(fd.fileno())), offset=0xC0000)
+        for page in range(4):
+            each.view(0 if page == 0 else page * 2 * MIB - 0xC0000, 1)[0] = 0xAA
+        assert footprint(each) == 8 * MIB
+        pieces = whole_pages(Part(each, 0, each.size - 1))  # all but the last byte
+        discarder = Discarder(hugetlb_release=True)
+        discarder.adopt((each,))
+        for piece in pieces:
+            discarder.release(*piece)
+        assert footprint(each) == 4 * MIB  # the first page is not all named, the last lacks a byte
+        assert os.pread(fd.fileno(), 1, 0xC0000) == os.pread(fd.fileno(), 1, 6 * MIB) == b"\xaa"
+        each.close()
 
 
 # The choice
@@ -153,6 +185,16 @@ def test_choices(backing: Backing, request_: str) -> None:
     else:
         assert choice.method is Method.REMOVE
     assert choice.reason
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_hugetlb_is_given_back_only_if_asked_for(request_: str) -> None:
+    choice = choose(request_, Backing.HUGETLB, hugetlb_release=True)
+    expected = {Method.NONE: Method.NONE, Method.DONTNEED: Method.DONTNEED}
+    assert choice.method is expected.get(
+        Method(request_) if request_ != AUTO else Method.REMOVE, Method.REMOVE
+    )
+    assert "--hugetlb-release" in choose(request_, Backing.HUGETLB).reason
 
 
 def test_requests_are_plain_words() -> None:

@@ -271,7 +271,9 @@ def test_an_impossible_length_of_a_sparse_file() -> None:
 
 def test_pages_are_base_pages_where_st_blksize_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """tmpfs with huge=always, or shmem_enabled=always, has st_blksize 2 MiB and gives single pages back all the same."""
-    monkeypatch.setattr(os, "fstat", lambda _fd: SimpleNamespace(st_blksize=2 << 20, st_size=PAGE))
+    monkeypatch.setattr(
+        os, "fstat", lambda _fd: SimpleNamespace(st_blksize=2 << 20, st_size=PAGE, st_dev=0, st_ino=0)
+    )
     each = region(0, PAGE)
     assert each.page_size == PAGE
     each.close()
