@@ -13,7 +13,20 @@ from collections.abc import Sequence
 
 CAPABILITIES = {
     "type": "balloon",
-    "features": ["free-page-reporting", "inflate", "page-poison", "discard", "metrics-file"],
+    "features": [
+        "inflate",
+        "stats",
+        "free-page-hint",
+        "free-page-reporting",
+        "page-poison",
+        "deflate-on-oom",
+        "must-tell-host",
+        "discard",
+        "hugetlb-release",
+        "metrics-file",
+        "trace",
+        "control",
+    ],
 }
 
 

@@ -9,7 +9,8 @@
     ├── GuestError             the guest's driver
     │   ├── ChainError         one descriptor chain is malformed: count it, return it with length 0
     │   └── RingError          a ring is broken: stop this ring, serve the others
-    └── HostError              the host refused to take memory back: count it, inert after repeated refusals
+    ├── HostError              the host refused to take memory back: count it, inert after repeated refusals
+    └── CommandError           a client of the control socket: answered with its class and text, nothing has changed
 
 A class is the whole policy: whoever catches one of these needs no further look at it to know what to do.
 Everything else that is raised is our own fault and makes the device inert (worker.py).
@@ -75,3 +76,11 @@ class RingError(GuestError):
 
 class HostError(BalloonError):
     """madvise or fallocate failed on the guest's memory."""
+
+
+class CommandError(BalloonError):
+    """A command of the control socket that cannot be carried out. error_class: as QMP has it."""
+
+    def __init__(self, text: str, error_class: str = "GenericError") -> None:
+        super().__init__(text)
+        self.error_class = error_class

@@ -12,6 +12,7 @@ import array
 import os
 import select
 import socket
+import stat
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
@@ -100,6 +101,17 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[Fd] = ()) -> int:
         return sock.send(data, flags)
     numbers = array.array("i", [fd.fileno() for fd in fds])
     return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)], flags)
+
+
+def stream_socket(fd: Fd) -> socket.socket | None:
+    """Make a socket object of a connected unix stream socket, which then owns it; None for anything else."""
+    if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
+        return None
+    sock = socket.socket(fileno=fd.detach())
+    if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+        return sock
+    sock.close()
+    return None
 
 
 def is_eventfd(fd: Fd) -> bool:

@@ -1,16 +1,18 @@
 """Gives a part of guest memory back, or says why not, and keeps count of both.
 
 Between balloon.py, which knows what the guest asked for, and discard.py, which knows how the host takes memory. It knows
-when nothing may be given: the device is inert, the guest's pages are poisoned, the backing does not allow it.
+when nothing may be given: the device is inert or inhibited, the guest's pages are poisoned, the backing does not allow it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Collection
 
 from hostdev.discard import Discarder, Method
 from hostdev.errors import HostError
-from hostdev.memory import Part
+from hostdev.memory import Part, Region
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.pages import Span, align_inward, slices
 from hostdev.trace import Tracer
@@ -25,23 +27,52 @@ MAX_HOST_ERRORS = 8
 
 
 class Giver:
-    """The last room before the host. ``poisoned``: the guest's free pages hold a pattern that a hole would not."""
+    """The last room before the host.
+
+    poisoned: the guest's free pages hold a pattern that a hole would not. inhibited: somebody asked for it. why_inert: in
+    words, empty while the device is not. released, withheld: bytes of each region of the current table, by cause.
+    """
 
     def __init__(self, discarder: Discarder, metrics: Metrics, trace: Tracer) -> None:
         self._discarder = discarder
         self._metrics = metrics
         self._trace = trace
         self._host_errors = 0
-        self.inert = False
+        self.why_inert = ""
         self.poisoned = False
+        self.inhibited = False
+        self.released: Counter[tuple[Region, Cause]] = Counter()
+        self.withheld: Counter[Region] = Counter()
+
+    @property
+    def inert(self) -> bool:
+        """True once nothing is given any more."""
+        return bool(self.why_inert)
+
+    def adopt(self, regions: Collection[Region]) -> None:
+        """Work on these regions from now on; the counts of those that were there before go on."""
+        self._discarder.adopt(tuple(regions))
+        self.released = Counter({key: count for key, count in self.released.items() if key[0] in regions})
+        self.withheld = Counter(
+            {region: count for region, count in self.withheld.items() if region in regions}
+        )
 
     def make_inert(self, why: str) -> None:
         """Give nothing from now on."""
         if not self.inert:
             log.error("the device is inert from now on, it answers and releases nothing: %s", why)
             self._trace.fault(None, why)
-        self.inert = True
+        self.why_inert = self.why_inert or why
         self._metrics.gauges["inert"] = 1
+
+    def inhibit(self, *, inhibited: bool) -> None:
+        """Give nothing until told otherwise; everything is still answered."""
+        if inhibited != self.inhibited:
+            log.warning(
+                "releasing is %s by the control socket", "inhibited" if inhibited else "allowed again"
+            )
+        self.inhibited = inhibited
+        self._metrics.gauges["inhibited"] = int(inhibited)
 
     def give(self, index: int, cause: Cause, part: Part) -> None:
         """Give one part of whole pages back, for a chain of ring index. Whatever happens, it is counted."""
@@ -51,6 +82,7 @@ class Giver:
         if not reason:
             reason = self._release(cause, part)
         if reason:
+            self.withheld[part.region] += part.length
             self._metrics.add("withheld_bytes_total", part.length, cause.name.lower(), reason)
 
     def _release(self, cause: Cause, part: Part) -> str:
@@ -61,6 +93,7 @@ class Giver:
             self._count_host_error(error)
             return "host-error"
         self._host_errors = 0
+        self.released[part.region, cause] += part.length
         method = self._discarder.method(part.region).value
         self._metrics.add("released_bytes_total", part.length, cause.name.lower(), method)
         return ""
@@ -68,6 +101,8 @@ class Giver:
     def _reason_to_withhold(self, cause: Cause, part: Part) -> str:
         if self.inert:
             return "inert"
+        if self.inhibited:
+            return "inhibited"
         # A page that the guest poisoned must keep its poison (virtio 1.3, 5.5.6.5): a hole reads as zeroes.
         if cause is Cause.REPORT and self.poisoned:
             return "poison"

@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
         help="how memory is given back; auto (the default) takes what really frees the guest's backing",
     )
     parser.add_argument(
+        "--hugetlb-release",
+        action="store_true",
+        help="give back whole huge pages as well: if another process takes one, QEMU dies at the guest's next touch",
+    )
+    parser.add_argument(
         "--features",
         default="",
         metavar="+NAME,-NAME",
@@ -123,7 +128,13 @@ def _serve(options: argparse.Namespace) -> int:
     if options.trace is not None:
         begin_trace(options.trace)
     features = parse_features(options.features)
-    device = Options(options.discard, features, options.metrics_file, options.trace)
+    device = Options(
+        discard=options.discard,
+        hugetlb_release=options.hugetlb_release,
+        features=features,
+        metrics_file=options.metrics_file,
+        trace_file=options.trace,
+    )
     if options.fd is not None:
         given = inherited(options.fd)
         with given:

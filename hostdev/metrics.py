@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
 GAUGES: dict[str, str] = {
     "negotiated_features": "virtio feature bits that the guest's driver accepted, as a number.",
     "inert": "1 if the device answers everything and releases nothing after an error of its own.",
+    "inhibited": "1 while the control socket has the device release nothing.",
     "guest_memory_bytes": "Size of the guest memory in the memory table.",
     "worker_cpu_seconds": "User and system time of the worker process.",
 }

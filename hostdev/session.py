@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from hostdev.backend_channel import BackendChannel
 from hostdev.errors import RequestError, StreamError
-from hostdev.fds import Fd, close_all
+from hostdev.fds import Fd, close_all, stream_socket
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.trace import Tracer
@@ -46,15 +47,15 @@ class Session:
         self.memory = MemoryTable()
         self._vrings = Vrings(device)
         self.rings = self._vrings.rings
-        self.backend_channel: Fd | None = None
+        self.backend_channel: BackendChannel | None = None
         self._handlers = self._own_handlers() | self._vrings.handlers()
 
     def _own_handlers(self) -> dict[Request, Handler]:
         return {
             Request.GET_FEATURES: self._get_features,
             Request.SET_FEATURES: self._set_features,
-            Request.SET_OWNER: self._ignore,
-            Request.RESET_OWNER: self._ignore,
+            Request.SET_OWNER: self._set_owner,
+            Request.RESET_OWNER: self._reset_owner,
             Request.SET_MEM_TABLE: self._set_mem_table,
             Request.GET_PROTOCOL_FEATURES: self._get_protocol_features,
             Request.SET_PROTOCOL_FEATURES: self._set_protocol_features,
@@ -84,8 +85,7 @@ class Session:
         """The front end has gone: stop every ring, unmap and close everything."""
         self._vrings.close()
         self._replace_memory(MemoryTable())
-        if self.backend_channel is not None:
-            self.backend_channel.close()
+        self._drop_backend_channel()
 
     def _answer(self, header: wire.Header, payload: bytes, arrived: Arrived) -> bytes:
         try:
@@ -168,13 +168,32 @@ class Session:
     def _get_queue_num(self, _value: wire.Nothing, _arrived: Arrived) -> bytes:
         return _u64(self.device.queue_count)
 
-    def _ignore(self, _value: wire.Nothing, _arrived: Arrived) -> None:
-        """SET_OWNER and RESET_OWNER: there is one connection, so there is nothing to own."""
+    def _set_owner(self, _value: wire.Nothing, _arrived: Arrived) -> None:
+        """A session begins, maybe a second one on this connection: what the first left behind must not be in its way.
+
+        QEMU does so when the device is unplugged and another is made on the same chardev: it then names all regions
+        again. SET_VRING_CALL may come before, so eventfds stay.
+        """
+        for index, ring in enumerate(self.rings):
+            self.device.stop_ring(index)
+            ring.started = ring.enabled = False
+            ring.replace("kick", None)
+        self._replace_memory(MemoryTable())
+
+    def _reset_owner(self, _value: wire.Nothing, _arrived: Arrived) -> None:
+        """Deprecated: "Back-ends SHOULD either ignore this message, or use it to disable all rings". Ignored."""
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
+        sock = stream_socket(arrived.take())
+        if sock is None:
+            raise RequestError("the back end's channel is not a unix stream socket")
+        self._drop_backend_channel()
+        self.backend_channel = BackendChannel(sock)
+
+    def _drop_backend_channel(self) -> None:
         if self.backend_channel is not None:
             self.backend_channel.close()
-        self.backend_channel = arrived.take()
+            self.backend_channel = None
 
     # Memory
 

@@ -77,7 +77,7 @@ class Virtqueue:
         self._available = memory.view(layout.available, available_ring_bytes(layout.size)).cast("H")
         self._used = memory.view(layout.used, used_ring_bytes(layout.size))
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
-        self._next_available = base & _INDEX_MASK
+        self.next_available = base & _INDEX_MASK
         self._outstanding: set[int] = set()
 
     @property
@@ -86,7 +86,17 @@ class Virtqueue:
 
         Chains are returned in order, and the one held for statistics is offered again, so counting back is enough.
         """
-        return (self._next_available - len(self._outstanding)) & _INDEX_MASK
+        return (self.next_available - len(self._outstanding)) & _INDEX_MASK
+
+    @property
+    def used_index(self) -> int:
+        """The index that was published last."""
+        return self._used_index[_INDEX_SLOT]
+
+    @property
+    def outstanding(self) -> int:
+        """How many chains were taken and not returned."""
+        return len(self._outstanding)
 
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
@@ -94,17 +104,17 @@ class Virtqueue:
         Raises RingError if the ring cannot be followed any more, ChainError if this chain cannot be used: it counts as
         popped and is to be put back by its head.
         """
-        ahead = (self._available[_INDEX_SLOT] - self._next_available) & _INDEX_MASK
+        ahead = (self._available[_INDEX_SLOT] - self.next_available) & _INDEX_MASK
         if ahead == 0:
             return None
         if ahead > self.size:
             raise RingError(f"available index is {ahead} ahead in a ring of {self.size}")
-        head = self._available[_RING_SLOT + self._next_available % self.size]
+        head = self._available[_RING_SLOT + self.next_available % self.size]
         if head >= self.size:
             raise RingError(f"head {head} in a ring of {self.size}")
         if head in self._outstanding:
             raise RingError(f"head {head} offered again before it was returned")
-        self._next_available = (self._next_available + 1) & _INDEX_MASK
+        self.next_available = (self.next_available + 1) & _INDEX_MASK
         self._outstanding.add(head)
         return Chain(head, self._follow(head))
 

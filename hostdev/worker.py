@@ -1,4 +1,4 @@
-"""The loop of one guest: the keeper's channel first, then the rings, in bounded steps.
+"""The loop of one guest: the keeper's channel first, then commands, then the rings, in bounded steps.
 
 A process of its own, forked by the keeper. It has the guest's memory mapped and its eventfds open, and nothing else: its
 first act is to close every descriptor that is not on its list. It never sees the front end's socket.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from hostdev import fds
 from hostdev.balloon import Balloon, Step
+from hostdev.commands import Commands
 from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
 from hostdev.metrics import Metrics
@@ -28,12 +30,15 @@ from hostdev.session import Session
 from hostdev.trace import TraceFile, Tracer
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.wire.channel import ANSWER, MAX_DATAGRAM, Action, Answer
+from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
 
 log = logging.getLogger(__name__)
 
 # How stale the metrics file may be, in seconds, while something changes. While nothing does there is no wake-up.
 METRICS_PERIOD = 0.5
+# Seconds until a front end that takes no message is tried again. QEMU reads such messages at once, unless it hangs.
+RETRY_PERIOD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Options:
     """What the command line says about the device."""
 
     discard: str = AUTO
+    hugetlb_release: bool = False
     features: Feature = DEFAULT_FEATURES
     metrics_file: Path | None = None
     trace_file: Path | None = None
@@ -49,19 +55,28 @@ class Options:
 class Worker:
     """One guest's device at work."""
 
-    def __init__(self, channel: socket.socket, options: Options) -> None:
+    def __init__(
+        self, channel: socket.socket, options: Options, control: socket.socket | None = None
+    ) -> None:
+        """channel: to the keeper. control: to the control process, if there is one."""
         self._channel = channel
+        self._control = control
         self._metrics = Metrics()
         self._metrics_file = options.metrics_file
         self._metrics_due: float | None = None
         self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else Tracer()
         self._trace.guest()
-        self.balloon = Balloon(options.features, Discarder(options.discard), self._metrics, self._trace)
+        discarder = Discarder(options.discard, hugetlb_release=options.hugetlb_release)
+        self.balloon = Balloon(options.features, discarder, self._metrics, self._trace)
         self.session = Session(self.balloon, self._metrics, self._trace)
+        self._commands = Commands(self.balloon, self.session)
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
+        if control is not None:
+            self._poll.register(control, select.POLLIN)
         self._kicks: dict[int, int] = {}
         self._runnable: set[int] = set()
+        self._retry_due: float | None = None
 
     def run(self) -> None:
         """Serve until the keeper closes the channel."""
@@ -74,25 +89,55 @@ class Worker:
             self._write_metrics()
 
     def _turn(self) -> bool:
-        """Wait, then handle at most one message and one step of each ring that has work."""
+        """Wait, then handle at most one message, one command and one step of each ring that has work."""
         events = dict(self._poll.poll(self._timeout()))
         if events.pop(self._channel.fileno(), 0) and not self._serve_channel():
             return False
+        if self._control is not None and (mask := events.pop(self._control.fileno(), 0)):
+            self._serve_control(mask)
         for number in events:
             self._take_kick(number)
         for index in sorted(self._runnable):
             self._serve_ring(index)
-        if self._metrics_due is not None and time.monotonic() >= self._metrics_due:
-            self._write_metrics()
+        self._tick()
         return True
 
     def _timeout(self) -> float | None:
         """Milliseconds until the loop must look up without being called; None for as long as it takes."""
         if self._runnable:
             return 0
-        if self._metrics_due is None:
-            return None
-        return max(0.0, self._metrics_due - time.monotonic()) * 1000
+        moments = [self._metrics_due, self.balloon.due(), self._commands.due(), self._retry_due]
+        next_one = min((moment for moment in moments if moment is not None), default=None)
+        # Rounded up, or poll() comes back a moment before the time and the loop spins until then.
+        return None if next_one is None else math.ceil(max(0.0, next_one - time.monotonic()) * 1000)
+
+    def _tick(self) -> None:
+        """Do what the time has come for, and what the steps before have left to be said."""
+        try:
+            for index in self.balloon.tick(self._kicks.values()):
+                self._signal(index)
+            self._commands.tick()
+            self._tell_config_change()
+        except Exception:
+            log.exception("unexpected error between two steps")
+            self.balloon.make_inert("an unexpected error between two steps")
+            # Or the same would come again, at once and for ever.
+            self.balloon.statistics.due = None
+            self._commands.fail_all()
+        self._send_answers()
+        if self._metrics_due is not None and time.monotonic() >= self._metrics_due:
+            self._write_metrics()
+
+    def _tell_config_change(self) -> None:
+        """Tell it if it may be told: while all rings are stopped a back end must not send any message."""
+        self._retry_due = None
+        if not self.balloon.space.changed or not self.balloon.is_running:
+            return
+        channel = self.session.backend_channel
+        if channel is None or channel.tell_config_change():
+            self.balloon.space.changed = False
+        else:
+            self._retry_due = time.monotonic() + RETRY_PERIOD
 
     # The keeper's channel
 
@@ -141,6 +186,58 @@ class Worker:
         self._runnable = set(ready.values())
         self._kicks = ready
 
+    # The control process
+
+    def _serve_control(self, mask: int) -> None:
+        """Carry out one command; forget the control process if it has gone, and with it all who asked."""
+        assert self._control is not None
+        if mask & select.POLLOUT:
+            self._send_answers()
+        if not mask & ~select.POLLOUT:
+            return
+        try:
+            data = self._control.recv(MAX_ENVELOPE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if data:
+            self._execute(ENVELOPE.decode(data))
+        else:
+            self._leave_control()
+
+    def _execute(self, envelope: Envelope) -> None:
+        try:
+            self._commands.handle(envelope)
+        except Exception:
+            log.exception("unexpected error in a command")
+            self._commands.fail(envelope.id)
+        self._touch_metrics()
+
+    def _send_answers(self) -> None:
+        """Send what is due, as far as the control process takes it; what is left goes when it takes more."""
+        outgoing = self._commands.outgoing
+        if self._control is None:
+            outgoing.clear()
+            return
+        try:
+            while outgoing:
+                self._control.send(ENVELOPE.encode(outgoing[0]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                outgoing.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._leave_control()
+            return
+        self._poll.modify(self._control, select.POLLIN | (select.POLLOUT if outgoing else 0))
+
+    def _leave_control(self) -> None:
+        assert self._control is not None
+        self._poll.unregister(self._control)
+        self._control.close()
+        self._control = None
+        self._commands.forget_all()
+
     # Rings
 
     def _take_kick(self, number: int) -> None:
@@ -157,12 +254,15 @@ class Worker:
         if not step.more:
             self._runnable.discard(index)
         if step.returned:
-            call = self.session.rings[index].call
-            if call is not None:
-                fds.signal_event(call)
+            self._signal(index)
             if log.isEnabledFor(logging.DEBUG):
                 self._tell(index)
         self._touch_metrics()
+
+    def _signal(self, index: int) -> None:
+        call = self.session.rings[index].call
+        if call is not None:
+            fds.signal_event(call)
 
     def _tell(self, index: int) -> None:
         """One line a chain, for a person who watches. Asked for by --log-level=debug, so it needs no bound."""
@@ -206,20 +306,20 @@ class Worker:
             self._metrics_file = None
 
 
-def start(channel: socket.socket, options: Options) -> int:
+def start(channel: socket.socket, options: Options, control: socket.socket | None = None) -> int:
     """Become the worker in a freshly forked process. Returns the exit status."""
-    _isolate(channel)
-    Worker(channel, options).run()
+    _isolate({channel.fileno(), *([control.fileno()] if control is not None else [])})
+    Worker(channel, options, control).run()
     return 0
 
 
-def _isolate(channel: socket.socket) -> None:
+def _isolate(kept: set[int]) -> None:
     """Close what the fork handed over, close-on-exec or not, and take signals back from the keeper.
 
     SIGINT is ignored: Ctrl-C reaches the whole process group, and the keeper is who decides what it means.
     """
     for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if number > 2 and number != channel.fileno():
+        if number > 2 and number not in kept:
             with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 os.close(number)
     signal.set_wakeup_fd(-1)

@@ -5,12 +5,15 @@ For tests that look inside, or that must stop the device between two steps. Not 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from hostdev import fds
 from hostdev.balloon import Balloon, Step
+from hostdev.commands import Commands
 from hostdev.discard import AUTO, Discarder
 from hostdev.driver import FrontendError, GuestMemory
 from hostdev.errors import RingError
@@ -20,6 +23,7 @@ from hostdev.metrics import Metrics
 from hostdev.session import Session
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
+from hostdev.wire.control import Envelope, Kind
 
 PAGE = 4096
 MIB = 1 << 20
@@ -59,8 +63,16 @@ class InProcess(Frontend):
         )
         self.metrics = Metrics()
         self.discarder = RecordingDiscarder(discard)
-        self.balloon = Balloon(offered, self.discarder, self.metrics)
+        self.now = 100.0
+        self.balloon = Balloon(
+            offered,
+            self.discarder,
+            self.metrics,
+            clock=lambda: self.now,
+            wall_clock=lambda: 1_000_000 + self.now,
+        )
         self.session = Session(self.balloon, self.metrics)
+        self.commands = Commands(self.balloon, self.session, clock=lambda: self.now)
         self._replies: list[bytes] = []
 
     def send_raw(self, data: bytes, descriptors: Sequence[fds.Fd] = ()) -> None:
@@ -93,6 +105,34 @@ class InProcess(Frontend):
         except RingError:
             pass
         return steps
+
+    def tick(self, seconds: float = 0.0) -> set[int]:
+        """Let time pass, on a clock that stands still otherwise. Returns the rings to signal."""
+        self.now += seconds
+        signalled = self.balloon.tick(
+            [ring.index for ring in self.rings if self.session.rings[ring.index].started]
+        )
+        self.commands.tick()
+        return signalled
+
+    def ask(self, number: int, name: str, /, **arguments: object) -> None:
+        """Send a command of the control socket; answers() has what comes of it."""
+        words = {name.replace("_", "-"): value for name, value in arguments.items()}
+        text = json.dumps({"execute": name, "arguments": words}).encode()
+        self.commands.handle(Envelope(Kind.COMMAND, number, text))
+
+    def answers(self) -> list[tuple[Kind, int, Any]]:
+        """Take what the commands have answered so far."""
+        taken = [(Kind(each.kind), each.id, json.loads(each.text)) for each in self.commands.outgoing]
+        self.commands.outgoing.clear()
+        return taken
+
+    def command(self, name: str, /, **arguments: object) -> Any:  # noqa: ANN401
+        """Execute a command that is answered at once. Returns the value, or "class: text" of an error."""
+        self.ask(1, name, **arguments)
+        ((kind, number, value),) = self.answers()
+        assert number == 1
+        return value if kind is Kind.RETURN else f"{value['class']}: {value['desc']}"
 
     def __enter__(self) -> InProcess:
         return self

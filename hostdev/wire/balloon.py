@@ -89,6 +89,29 @@ CONFIG_SIZE = lower(CONFIG.declaration).size
 STATISTIC = Layout(Struct("tag" / Int16ul, "value" / Int64ul), Statistic)
 STATISTIC_STRUCT = lower(STATISTIC.declaration)
 
+# Tags 0 to 15 by QEMU's names. The text names the first ten, Linux (uapi/linux/virtio_balloon.h) the others since 6.12.
+STATISTIC_NAMES = (
+    "stat-swap-in",
+    "stat-swap-out",
+    "stat-major-faults",
+    "stat-minor-faults",
+    "stat-free-memory",
+    "stat-total-memory",
+    "stat-available-memory",
+    "stat-disk-caches",
+    "stat-htlb-pgalloc",
+    "stat-htlb-pgfail",
+    "stat-oom-kills",
+    "stat-alloc-stalls",
+    "stat-async-scans",
+    "stat-direct-scans",
+    "stat-async-reclaims",
+    "stat-direct-reclaims",
+)
+
+# What a driver writes into a readable buffer of the hinting queue: a command id (section 5.5.6.4).
+COMMAND_ID_STRUCT = lower(Int32ul)
+
 # A page frame number counts in units of 4096 bytes on every guest architecture (section 5.5.6: "PFNs are ... 4096").
 PFN_SHIFT = 12
 PFN_STRUCT = lower(Int32ul)

@@ -182,9 +182,9 @@ class Conversation(RuleBasedStateMachine):
     @invariant()
     def rings_are_those_of_the_model(self) -> None:
         assert {index for index, ring in enumerate(self.guest.session.rings) if ring.started} == self.running
-        held = self.guest.balloon._rings.keys() | self.guest.balloon._stranded.keys()
+        held = self.guest.balloon.rings.started.keys() | self.guest.balloon.rings.stranded.keys()
         assert held == self.running
-        assert bool(self.guest.balloon._rings) == (self.has_memory and bool(self.running))
+        assert bool(self.guest.balloon.rings.started) == (self.has_memory and bool(self.running))
 
     @invariant()
     def released_pages_are_of_the_reports(self) -> None:

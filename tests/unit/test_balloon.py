@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from hostdev.balloon import (
-    MAX_PFN_BYTES,
-    MAX_STATISTICS,
-    SLICE_CALLS,
-    ring_roles,
-)
+from hostdev.balloon import SLICE_CALLS
+from hostdev.chains import MAX_PFN_BYTES, MAX_STATISTICS
 from hostdev.driver import USER_BASE, Buffer, GuestMemory
 from hostdev.errors import HostError, RingError
 from hostdev.giver import MAX_HOST_ERRORS, SLICE_BYTES
 from hostdev.memory import MemoryTable, Part
+from hostdev.roles import ring_roles
+from hostdev.target import Target
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, STATISTIC, Config, Feature, Role, Statistic
 from hostdev.wire.vhost_user import Request
@@ -336,7 +334,7 @@ def send_statistics(guest: InProcess, *statistics: Statistic, extra: bytes = b""
 
 def test_the_statistics_buffer_is_held(guest: InProcess) -> None:
     send_statistics(guest, Statistic(4, 1000), Statistic(5, 2000), extra=b"odd")
-    assert guest.balloon.statistics == {4: 1000, 5: 2000}
+    assert guest.balloon.statistics.values == {4: 1000, 5: 2000}
     assert guest.rings[STATISTICS].take_used() == []
 
 
@@ -344,7 +342,7 @@ def test_a_second_statistics_buffer_gives_the_first_back(guest: InProcess) -> No
     first = send_statistics(guest, Statistic(4, 1))
     second = send_statistics(guest, Statistic(4, 2), Statistic(0xFFFF, 3), Statistic(4, 5))
     assert guest.rings[STATISTICS].take_used() == [(first, 0)]
-    assert guest.balloon.statistics == {4: 5, 0xFFFF: 3}
+    assert guest.balloon.statistics.values == {4: 5, 0xFFFF: 3}
     assert guest.stop()[STATISTICS] == 1
     assert second != first
 
@@ -356,7 +354,7 @@ def test_a_held_statistics_buffer_is_offered_again_after_a_stop(guest: InProcess
     guest.memory.write(LIST, STATISTIC.encode(Statistic(4, 9)))
     guest.resume(bases=bases)
     guest.run(STATISTICS)
-    assert guest.balloon.statistics == {4: 9}
+    assert guest.balloon.statistics.values == {4: 9}
     assert guest.rings[STATISTICS].take_used() == []
 
 
@@ -372,7 +370,7 @@ def test_a_bad_statistics_buffer_gives_the_held_one_back_first(guest: InProcess)
 
 def test_statistics_are_read_up_to_their_bound(guest: InProcess) -> None:
     send_statistics(guest, *(Statistic(tag, tag) for tag in range(2 * MAX_STATISTICS)))
-    assert len(guest.balloon.statistics) == MAX_STATISTICS
+    assert len(guest.balloon.statistics.values) == MAX_STATISTICS
 
 
 # Roles
@@ -431,7 +429,7 @@ def test_a_ring_without_a_role_is_answered() -> None:
 
 
 def test_a_driver_writes_actual_and_poison_alone(guest: InProcess) -> None:
-    guest.balloon.config = Config(num_pages=7)
+    guest.balloon.space.set_target(Target(size=16 * MIB - 7 * PAGE), guest.balloon.memory.span())
     guest.write_config(Config(num_pages=99, actual=3, free_page_hint_cmd_id=99, poison_val=5))
     assert guest.read_config() == Config(num_pages=7, actual=3, free_page_hint_cmd_id=0, poison_val=5)
 
@@ -514,7 +512,7 @@ def test_inert_is_said_once(guest: InProcess, caplog: pytest.LogCaptureFixture) 
     ]
 
 
-@pytest.mark.parametrize("where", ["_report", "give"])
+@pytest.mark.parametrize("where", ["_work", "give"])
 def test_an_error_of_ours_loses_no_chain(
     guest: InProcess, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -525,7 +523,7 @@ def test_an_error_of_ours_loses_no_chain(
 
     head = guest.rings[REPORTING].add([offered(FREE, MIB)])
     with monkeypatch.context() as patch:
-        patch.setattr(guest.balloon if where == "_report" else guest.balloon._giver, where, fail)
+        patch.setattr(guest.balloon if where == "_work" else guest.balloon.giver, where, fail)
         with pytest.raises(ZeroDivisionError):
             guest.step(REPORTING)
     guest.balloon.make_inert("an error of ours")

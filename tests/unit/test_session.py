@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from hostdev.errors import StreamError
 from hostdev.fds import Fd
 from hostdev.frontend import PROTOCOL_FEATURES
 from hostdev.memory import MAX_REGIONS
+from hostdev.target import Target
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Config, Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, ProtocolFeature, Request
@@ -67,7 +69,9 @@ def test_requests_need_their_protocol_feature(fresh: InProcess, request_: Reques
     shape = wire.MESSAGES[request_]
     assert shape.gate is not None
     fresh.request(Request.SET_PROTOCOL_FEATURES, wire.U64(PROTOCOL_FEATURES & ~shape.gate))
-    descriptors = [memfd] * shape.descriptors.start
+    ours, theirs = socket.socketpair()
+    takes_socket = request_ is Request.SET_BACKEND_REQ_FD
+    descriptors = [Fd(theirs.detach()) if takes_socket else memfd] * shape.descriptors.start
     fresh.request(request_, PAYLOADS.get(request_), descriptors, need_reply=True)
     assert fresh.metrics.value("refused_messages_total", request_.name) == 1
     assert not fresh.memory.regions or not fresh.session.memory.regions
@@ -75,6 +79,8 @@ def test_requests_need_their_protocol_feature(fresh: InProcess, request_: Reques
     fresh.request(request_, PAYLOADS.get(request_), descriptors, need_reply=True)
     granted = fresh.metrics.value("messages_total", request_.name)
     assert granted == (0 if request_ is Request.REM_MEM_REG else 1)
+    ours.close()
+    theirs.close()
 
 
 def test_refused_requests_that_must_answer_do(fresh: InProcess) -> None:
@@ -198,6 +204,8 @@ def test_setters_repeated_keep_the_count_flat(guest: InProcess, memfd: Fd) -> No
         guest.request(Request.SET_VRING_CALL, wire.U64(9), [guest.rings[0].call])
         guest.request(Request.SET_VRING_KICK, wire.U64(0), [memfd])
         guest.request(Request.SET_BACKEND_REQ_FD, None, [memfd])
+        with Fd(os.dup(guest._theirs.fileno())) as channel:
+            guest.request(Request.SET_BACKEND_REQ_FD, None, [channel])
     assert open_descriptors() == before + 1  # the error descriptor of ring 0, which it did not have
 
 
@@ -375,3 +383,28 @@ def test_config_space_ends(guest: InProcess, offset: int, size: int) -> None:
 def test_a_ring_runs_after_all_that(guest: InProcess) -> None:
     guest.resume(first=True)
     assert guest.stop() == dict.fromkeys(Role, 0)
+
+
+# The back end's own channel, and a second session on the connection
+
+
+@pytest.mark.parametrize("kind", ["file", "datagram", "eventfd"])
+def test_a_channel_that_is_none_is_refused(guest: InProcess, memfd: Fd, kind: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    given = {"file": memfd, "datagram": Fd(theirs.detach()), "eventfd": guest.rings[0].call}[kind]
+    before = guest.session.backend_channel
+    assert guest.status(Request.SET_BACKEND_REQ_FD, None, [given]) == 1
+    assert guest.session.backend_channel is before
+    ours.close()
+
+
+def test_a_second_session_finds_no_memory_and_no_rings(guest: InProcess) -> None:
+    """As when QEMU's device is unplugged and another is made on the same chardev."""
+    guest.resume(first=True)
+    guest.balloon.space.set_target(Target(percent=50), guest.balloon.memory.span())
+    guest.negotiate()
+    assert guest.session.memory.regions == ()
+    assert not guest.balloon.is_running
+    guest.resume(first=True)
+    assert [ring.started for ring in guest.session.rings] == [True] * 5
+    assert guest.read_config().num_pages == 8 * MIB // PAGE

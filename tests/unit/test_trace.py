@@ -169,7 +169,7 @@ def test_a_release_is_traced_before_it_happens(tmp_path: Path) -> None:
     discarder = Looking(tmp_path / "t")
     with InProcess() as guest:
         guest.start()
-        layout = guest.balloon._rings[Role.REPORTING].layout
+        layout = guest.balloon.rings.started[Role.REPORTING].layout
         trace = TraceFile(tmp_path / "t")
         balloon = Balloon(DEFAULT_FEATURES, discarder, Metrics(), trace)
         balloon.set_features(DEFAULT_FEATURES)

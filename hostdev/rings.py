@@ -1,0 +1,149 @@
+"""The rings that are started: where they lie, what they are for, what each has in hand.
+
+Keeps them through changes of the memory table, and remembers the base of one that broke until the front end asks for it.
+What a chain means is balloon.py's business, which owns this.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hostdev.errors import RequestError
+from hostdev.memory import MemoryTable, Part
+from hostdev.roles import ring_roles
+from hostdev.trace import Tracer
+from hostdev.virtqueue import RingLayout, Virtqueue
+from hostdev.wire.balloon import Feature, Role
+from hostdev.wire.trace import Cause
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A chain whose pages are being given back. The parts are worked out as they come to their turn."""
+
+    head: int
+    cause: Cause
+    parts: Iterator[Part]
+
+    def __post_init__(self) -> None:
+        self.following = next(self.parts, None)
+
+    def take(self) -> Part | None:
+        """Return the next part."""
+        part, self.following = self.following, next(self.parts, None)
+        return part
+
+
+@dataclass
+class Ring:
+    """A started ring. held: the head of the statistics buffer that the device keeps. returned: chains, so far."""
+
+    layout: RingLayout
+    queue: Virtqueue
+    job: Job | None = None
+    held: int | None = None
+    returned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """What can be seen of a started ring. Indices run modulo 65536. returned: chains, since it was started."""
+
+    role: Role | None
+    size: int
+    next_available: int
+    used: int
+    outstanding: int
+    returned: int
+
+
+class Rings:
+    """The started rings by number, and those that wait for memory."""
+
+    def __init__(self, trace: Tracer) -> None:
+        self._trace = trace
+        self.started: dict[int, Ring] = {}
+        self.stranded: dict[int, tuple[RingLayout, int]] = {}
+        self._last_bases: dict[int, int] = {}
+        self._roles: dict[int, Role] = {}
+
+    def start(
+        self, index: int, layout: RingLayout, base: int, memory: MemoryTable, features: Feature
+    ) -> None:
+        """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
+        indirect = bool(features & Feature.RING_INDIRECT_DESC)
+        queue = Virtqueue(layout, memory, base, indirect=indirect)
+        self._trace.ring(index, started=True, size=layout.size, base=base)
+        self.started[index] = Ring(layout, queue)
+        self.stranded.pop(index, None)
+        self._last_bases.pop(index, None)
+        self._roles = ring_roles(features, self.started)
+
+    def stop(self, index: int) -> int | None:
+        """Stop using a ring and return its base: a chain in progress and a held buffer will be offered again."""
+        ring = self.started.pop(index, None)
+        if ring is None:
+            _layout, base = self.stranded.pop(index, (None, None))
+            return self._last_bases.pop(index, None) if base is None else base
+        base = ring.queue.base
+        self._trace.ring(index, started=False, size=0, base=base)
+        ring.queue.release()
+        return base
+
+    def give_up(self, index: int) -> None:
+        """Stop a ring of our own accord, and remember its base for the front end's question."""
+        base = self.stop(index)
+        if base is not None:
+            self._last_bases[index] = base
+
+    def take_down(self) -> dict[int, tuple[RingLayout, int]]:
+        """Stop every ring and return, by number, where each was and its base: for put_up() with other memory."""
+        layouts = self.stranded | {
+            index: (ring.layout, ring.queue.base) for index, ring in self.started.items()
+        }
+        for index in layouts:
+            self.stop(index)
+        return layouts
+
+    def put_up(
+        self, layouts: dict[int, tuple[RingLayout, int]], memory: MemoryTable, features: Feature
+    ) -> None:
+        """Start them again. A ring that this memory does not hold waits for one that does.
+
+        With memory slots, QEMU changes a region by taking it away and adding it again.
+        """
+        for index, (layout, base) in layouts.items():
+            try:
+                self.start(index, layout, base, memory, features)
+            except RequestError as error:
+                self.stranded[index] = layout, base
+                log.warning("ring %d pauses: it is not inside the new memory table: %s", index, error)
+
+    def role(self, index: int) -> Role | None:
+        """Return what a ring is for; None for one that has no meaning."""
+        return self._roles.get(index)
+
+    def find(self, role: Role) -> tuple[int, Ring] | None:
+        """Return the started ring that has this role, and its number."""
+        for index, ring in self.started.items():
+            if self._roles.get(index) is role:
+                return index, ring
+        return None
+
+    def states(self) -> dict[int, RingState]:
+        """Return what can be seen of each started ring."""
+        return {
+            index: RingState(
+                role=self._roles.get(index),
+                size=ring.queue.size,
+                next_available=ring.queue.next_available,
+                used=ring.queue.used_index,
+                outstanding=ring.queue.outstanding,
+                returned=ring.returned,
+            )
+            for index, ring in self.started.items()
+        }
