@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from qmp_glue.device_words import device_option, escaped
 from qmp_glue.errors import MachineError
 
 __all__ = [
@@ -28,12 +29,6 @@ AGENT_PORT = "org.vhost-user-balloon.agent.0"
 MEMORY_ID = "mem"
 # QEMU rounds -m up to this and then refuses a backend of another size (system/vl.c, set_memory_options, 11.1).
 RAM_ALIGNMENT_BYTES = 8192
-# virtio 1.2, 5.5: device ID 5 has the queues inflate, deflate, stats, free_page_hint, reporting, and 16 bytes of config.
-BALLOON_DEVICE_ID = 5
-BALLOON_QUEUES = 5
-BALLOON_CONFIG_BYTES = 16
-# As QEMU's own balloon has it (hw/virtio/virtio-balloon.c, virtio_add_queue(vdev, 128, ...)).
-BALLOON_QUEUE_SIZE = 128
 
 # The path of a UNIX socket, or the number of a connected one that QEMU inherits: no path, nothing to clean up.
 Channel: TypeAlias = Path | int
@@ -89,11 +84,6 @@ class Machine:
                 raise MachineError(f"{field.name} holds a NUL byte, which no command line can: remove it")
 
 
-def escaped(value: str | Path) -> str:
-    """Write a value for one of QEMU's option lists, where a comma is doubled (qemu(1), -drive file=)."""
-    return str(value).replace(",", ",,")
-
-
 def inherited_fds(machine: Machine) -> tuple[int, ...]:
     """Return the descriptors that QEMU must inherit for this machine."""
     balloon = machine.balloon.channel if isinstance(machine.balloon, VhostUserBalloon) else None
@@ -142,11 +132,8 @@ def _balloon(balloon: VhostUserBalloon | BuiltInBalloon | None) -> list[str]:
             return []
         case BuiltInBalloon(free_page_reporting=reporting):
             return ["-device", f"virtio-balloon-pci,free-page-reporting={'on' if reporting else 'off'}"]
-    device = (
-        f"vhost-user-test-device-pci,chardev=balloon,virtio-id={BALLOON_DEVICE_ID},num_vqs={BALLOON_QUEUES},"
-        f"config_size={BALLOON_CONFIG_BYTES},vq_size={BALLOON_QUEUE_SIZE}"
-    )
-    return ["-chardev", _socket("balloon", balloon.channel, listen=False), "-device", device]
+    chardev = _socket("balloon", balloon.channel, listen=False)
+    return ["-chardev", chardev, "-device", device_option("balloon")]
 
 
 def _agent(channel: Channel | None) -> list[str]:

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from qmp_glue import debian
+from qmp_glue.device_words import DRIVERS
 from qmp_glue.errors import QemuNotFoundError
 from qmp_glue.scratch import locked, scratch_directory
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AcceleratorChoice", "Qemu", "accelerator", "choose_accelerator", "find_qemu", "version_of"]
 
-DEVICE = "vhost-user-test-device-pci"
+DEVICE = DRIVERS["pci"]
 PROGRAM = "qemu-system-x86_64"
 VARIABLE = "QEMU"
 SUITE = "trixie-backports"
