@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("check needs a command line: balloonlab check -- qemu-system-x86_64 -m 1G ...")
     findings = inspect_arguments(argv)
     for finding in findings:
-        progress.say(f"{finding.severity}: {finding.message}")
+        progress.say(f"{finding.severity}: {finding.message} [{finding.rule}]")
     if any(finding.severity == "error" for finding in findings):
         return EXIT_CHECK_FAILED
     progress.say("nothing in it stands in the way of giving memory back")

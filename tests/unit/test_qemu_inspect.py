@@ -43,6 +43,11 @@ def inspect(line: str) -> list[Finding]:
         GOOD + " -object memory-backend-memfd,id=dimm,size=1G -device pc-dimm,memdev=dimm",
         """-machine memory-backend=m -m 1G -object '{"qom-type":"memory-backend-memfd","id":"m","size":1073741824}'""",
         GOOD + " -netdev vhost-user,id=n,chardev=x -object rng-random,id=r",
+        GOOD + " -drive file=/disk.img,if=none,id=d -blockdev driver=file,filename=/nvme.img,node-name=f",
+        GOOD + " -device nvme,serial=1 -device nvme-ns,drive=d",
+        GOOD + " -blockdev driver=nvme-io_uring,path=/dev/ng0n1,node-name=n",
+        GOOD + " -global migration.x-postcopy-ram=off -global driver=cfi.pflash01,property=secure,value=on",
+        GOOD + " -overcommit mem-lock=off,cpu-pm=on",
         GOOD + " " + BALLOON.replace("virtio-id=5", "virtio-id=4") + " -device virtio-balloon-pci",
     ],
 )
@@ -78,6 +83,36 @@ def test_good_command_lines(line: str) -> None:
         (GOOD + " -object sev-guest,id=s", "confidential", "remove it"),
         (GOOD + " -object sev-snp-guest,id=s", "confidential", "remove it"),
         (GOOD + " -object tdx-guest,id=t", "confidential", "remove it"),
+        (GOOD.replace("q35", "q35,confidential-guest-support=lsec0"), "confidential", "lsec0 encrypts"),
+        (GOOD + " -object iommufd,id=i", "iommufd", "remove it"),
+        (GOOD + " -device vfio-user-pci,socket=/s", "vfio", "remove it"),
+        (GOOD + " -device pvrdma", "rdma", "remove it"),
+        (GOOD + " -drive file=nvme://0000:01:00.0/1,if=none", "nvme", "host's driver"),
+        (GOOD + " -hda nvme://0000:01:00.0/1", "nvme", "host's driver"),
+        (
+            GOOD + " -blockdev driver=nvme,device=0000:01:00.0,namespace=1,node-name=n",
+            "nvme",
+            "host's driver",
+        ),
+        (GOOD + " -blockdev driver=raw,node-name=n,file.driver=nvme", "nvme", "host's driver"),
+        (
+            GOOD + """ -blockdev '{"driver":"raw","node-name":"n","file":{"driver":"nvme"}}'""",
+            "nvme",
+            "host's driver",
+        ),
+        (
+            GOOD + " -blockdev virtio-blk-vhost-vdpa,path=/d,node-name=n,driver=virtio-blk-vhost-vdpa",
+            "blkio",
+            "may pin",
+        ),
+        (GOOD + " -incoming tcp:0:4444", "migration", "when it is over"),
+        (GOOD + " -incoming defer -global migration.x-postcopy-ram=on", "postcopy", "when it is over"),
+        (GOOD + " -incoming rdma:host:4444", "rdma", "when it is over"),
+        (GOOD + " -incoming defer -global migration.x-rdma-pin-all=on", "rdma", "when it is over"),
+        (GOOD + " -incoming defer -global migration.x-colo=on", "colo", "when it is over"),
+        (GOOD + " -global migration.background-snapshot=on", "background-snapshot", "turn it off"),
+        (GOOD + " -overcommit mem-lock=on", "mem-lock", "leave out mem-lock"),
+        (GOOD + " -overcommit cpu-pm=on,mem-lock=on-fault", "mem-lock", "leave out mem-lock"),
         (f"{GOOD} {BALLOON} -device virtio-balloon-pci", "two-balloons", "all but one"),
         (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect-ms=100')}", "reconnect", "remove reconnect"),
         (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect=1')}", "reconnect", "remove reconnect"),
@@ -89,7 +124,26 @@ def test_bad_command_lines(line: str, rule: str, fix: str) -> None:
     assert any(fix in finding.message for finding in findings if finding.rule == rule)
 
 
+SEVERITIES = {
+    GOOD.replace("share=on", "share=off"): ("error", "useless"),
+    GOOD.replace("-m 1G", "-m 2G"): ("error", "fatal"),
+    GOOD + " -overcommit mem-lock=on": ("warning", "useless"),
+    GOOD + " -device vfio-pci": ("error", "unsafe"),
+    GOOD + " -incoming defer": ("error", "unsafe"),
+    GOOD + " -global migration.x-postcopy-ram=on": ("warning", "unsafe"),
+    GOOD.replace("share=on", "hugetlb=on"): ("error", "unsafe"),
+    f"{GOOD} {BALLOON} -device virtio-balloon-pci": ("error", "useless"),
+    f"{GOOD} {BALLOON.replace('/s', '/s,reconnect=1')}": ("error", "fatal"),
+}
+
+
+@pytest.mark.parametrize("line", SEVERITIES)
+def test_what_a_finding_forbids(line: str) -> None:
+    assert [(finding.severity, finding.effect) for finding in inspect(line)] == [SEVERITIES[line]]
+
+
 def test_each_fault_is_one_finding() -> None:
+    assert rules(inspect(GOOD + " -incoming defer -global migration.x-postcopy-ram=on")) == ["postcopy"]
     assert rules(inspect(GOOD.replace("share=on", "share=off"))) == ["memory-unshared"]
     assert rules(inspect("-m 1G")) == ["memory-anonymous"]
 
@@ -110,13 +164,28 @@ class FakeQemu:
             "qom-get /objects/mem hugetlb": False,
             "human-monitor-command info network": "n0: index=0,type=user\r\n",
             "x-query-virtio": [],
+            "query-named-block-nodes True": [{"drv": "file"}, {"drv": "raw"}],
+            "query-status": {"status": "running", "running": True},
+            "query-migrate": {},
+            "query-migrate-capabilities": [{"capability": "xbzrle", "state": False}],
         } | dict(answers)
+        self.asked: list[str] = []
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        deny(command, arguments)
         key = " ".join([command, *map(str, (arguments or {}).values())])
+        self.asked.append(command)
         if key not in self.answers:
             raise CommandFailedError(command, "GenericError", "no such thing")
         return self.answers[key]
+
+
+MEM = [{"name": "mem", "type": "child<memory-backend-memfd>"}]
+CAPABILITIES = "query-migrate-capabilities"
+
+
+def on(capability: str) -> list[dict[str, object]]:
+    return [{"capability": capability, "state": True}]
 
 
 @pytest.mark.parametrize(
@@ -144,12 +213,43 @@ class FakeQemu:
             },
             ["confidential"],
         ),
+        ({"qom-get /machine confidential-guest-support": "/objects/x"}, ["confidential"]),
+        ({"qom-get /machine confidential-guest-support": ""}, []),
+        ({"qom-list /objects": [*MEM, {"name": "i", "type": "child<iommufd>"}]}, ["iommufd"]),
+        ({"query-named-block-nodes True": [{"drv": "nvme"}]}, ["nvme"]),
+        ({"query-named-block-nodes True": [{"drv": "virtio-blk-vfio-pci"}]}, ["blkio"]),
+        ({"query-status": {"status": "inmigrate"}}, ["migration"]),
+        ({"query-status": {"status": "inmigrate"}, CAPABILITIES: on("postcopy-ram")}, ["postcopy"]),
+        ({"query-migrate": {"status": "completed"}}, []),
+        ({"query-migrate": {"status": "setup"}}, ["migration"]),
+        ({"query-migrate": {"status": "postcopy-paused"}}, ["postcopy"]),
+        (
+            {"query-migrate": {"status": "active"}, CAPABILITIES: on("background-snapshot")},
+            ["background-snapshot"],
+        ),
+        ({"query-migrate": {"status": "active"}, CAPABILITIES: on("rdma-pin-all")}, ["rdma"]),
+        ({"query-migrate": {"status": "colo"}}, ["colo"]),
+        ({CAPABILITIES: on("x-colo")}, ["colo"]),
         ({"x-query-virtio": [{"name": "virtio-balloon", "path": "/a"}]}, []),
         ({"x-query-virtio": [{"name": "virtio-balloon", "path": path} for path in "ab"]}, ["two-balloons"]),
     ],
 )
 def test_running_qemu(answers: Mapping[str, object], found: list[str]) -> None:
     assert rules(asyncio.run(inspect_running(FakeQemu(answers), filesystem=lambda _path: "ext4"))) == found
+
+
+def test_a_running_qemu_is_only_asked() -> None:
+    qemu = FakeQemu({})
+    asyncio.run(inspect_running(qemu))
+    assert len(qemu.asked) > 5
+    harmless = {"qom-list", "qom-get", "human-monitor-command"}
+    assert all(command in harmless or "query-" in command for command in qemu.asked)
+
+
+@pytest.mark.parametrize(("there", "found"), [(0, []), (1, ["two-balloons"]), (2, ["two-balloons"])])
+def test_one_more_balloon(there: int, found: list[str]) -> None:
+    qemu = FakeQemu({"x-query-virtio": [{"name": "virtio-balloon"}] * there})
+    assert rules(asyncio.run(inspect_running(qemu, adding=1))) == found
 
 
 @pytest.mark.parametrize("command", sorted(DENIED_COMMANDS))
