@@ -13,12 +13,15 @@
     +-- QemuNotFoundError        3: no QEMU that can front the device, and none could be fetched
     +-- MachineError             a machine that cannot be described to QEMU (a ValueError as well)
     +-- LockTimeoutError         another process held a lock file for too long
+    +-- BackendError             the device's socket: nobody listens there, or does not answer
     +-- VmError                  a running QEMU
         +-- QemuExitedError      it ended by itself; carries the last lines it wrote
         +-- DeadlineError        it did not answer or change in time
         +-- CommandDeniedError   a command that is known to crash QEMU: it was not sent
         +-- CommandFailedError   QEMU answered with an error; carries its class
         +-- MonitorClosedError   the QMP connection is not open
+        +-- AttachError          a device cannot be added to or taken from this machine
+        |   +-- RefusedError     1: what the inspection found forbids it; carries the findings
         +-- QtestError           a qtest command was refused, or its connection is not open
         +-- VirtioError          a virtio device on the machine's bus is missing or does not do its part
 
@@ -32,8 +35,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qmp_glue.inspect import Finding
+
 __all__ = [
     "AptMissingError",
+    "AttachError",
+    "BackendError",
     "CacheError",
     "CommandDeniedError",
     "CommandFailedError",
@@ -49,6 +56,7 @@ __all__ = [
     "QemuNotFoundError",
     "QmpGlueError",
     "QtestError",
+    "RefusedError",
     "ResolutionError",
     "SignatureError",
     "UnpackError",
@@ -119,6 +127,10 @@ class LockTimeoutError(QmpGlueError):
     """Another process held a lock file for too long."""
 
 
+class BackendError(QmpGlueError):
+    """The device's socket: nobody listens there, or who does gives no answer."""
+
+
 class VmError(QmpGlueError):
     """A running QEMU did not do what was asked."""
 
@@ -156,6 +168,21 @@ class CommandFailedError(VmError):
 
 class MonitorClosedError(VmError):
     """The QMP connection is not open."""
+
+
+class AttachError(VmError):
+    """A device cannot be added to this machine, or taken from it. Nothing was changed, unless the message says so."""
+
+
+class RefusedError(AttachError):
+    """What the inspection found forbids adding the device: ``findings`` says what. Nothing was changed."""
+
+    exit_code = 1
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        lines = "".join(f"\n  {finding.severity}: {finding.message} [{finding.rule}]" for finding in findings)
+        super().__init__(f"the machine is as it was, the device was not added:{lines}")
+        self.findings = tuple(findings)
 
 
 class QtestError(VmError):

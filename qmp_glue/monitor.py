@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 from qemu.qmp import (
@@ -26,14 +27,16 @@ from qemu.qmp.qmp_client import ExecuteError
 from qmp_glue.errors import CommandDeniedError, CommandFailedError, DeadlineError, MonitorClosedError
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
 
-__all__ = ["DENIED_COMMANDS", "EXECUTE_SECONDS", "Monitor", "deny"]
+__all__ = ["DENIED_COMMANDS", "EXECUTE_SECONDS", "Monitor", "deny", "open_monitor"]
 
 # A synchronous vhost-user message can hold QMP while the device's worker is replaced; longer means something hangs.
 EXECUTE_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
+# A greeting comes at once; it does not come at all while another client holds the socket.
+GREETING_SECONDS = 5.0
 
 # With vhost-user-test-device QEMU dereferences a NULL get_vhost() in these (hw/virtio/virtio-qmp.c; seen up to 11.1.3).
 DENIED_COMMANDS = frozenset(
@@ -109,6 +112,20 @@ class Monitor:
                 f"{command} has no answer, the QMP connection is closed: has QEMU ended?"
             ) from error
 
+    async def pass_fd(self, name: str, fd: int) -> None:
+        """Give the peer a copy of this descriptor under a name, as ``getfd`` describes. Raises as execute() does."""
+        if not self.is_open:
+            raise MonitorClosedError(
+                "no descriptor can be passed, the QMP connection is closed: has QEMU ended?"
+            )
+        try:
+            self._client.send_fd_scm(fd)
+        except OSError as error:
+            raise MonitorClosedError(
+                f"no descriptor can be passed ({error.strerror}): has QEMU ended?"
+            ) from error
+        await self.execute("getfd", {"fdname": name})
+
     async def wait_event(self, *names: str, seconds: float) -> dict[str, object]:
         """Return the next event of these names, dropping others before it. Events wait here until they are taken.
 
@@ -136,3 +153,36 @@ class Monitor:
         with contextlib.suppress(EOFError, OSError, ProtocolError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._client.disconnect()
+
+
+@contextlib.asynccontextmanager
+async def open_monitor(path: Path, *, seconds: float = GREETING_SECONDS) -> AsyncIterator[Monitor]:
+    """Talk to whoever serves QMP on this UNIX socket: a QEMU, or the device's control socket.
+
+    Raises MonitorClosedError where there is none, and DeadlineError where another client has it.
+    """
+    monitor = Monitor()
+    try:
+        await monitor.connect(await _connected(path), seconds=seconds)
+    except DeadlineError as error:
+        raise DeadlineError(
+            f"{path} gives no greeting in {seconds:g} s: QEMU talks to one client at a time, so end the other one, "
+            "or give QEMU a second -qmp"
+        ) from error
+    try:
+        yield monitor
+    finally:
+        await monitor.close()
+
+
+async def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, str(path))
+    except OSError as error:
+        connection.close()
+        raise MonitorClosedError(
+            f"no QMP at {path} ({error.strerror or error}): name the socket of -qmp unix:PATH,server=on,wait=off"
+        ) from error
+    return connection

@@ -70,7 +70,20 @@ def run(*words: str) -> int:
         (["env", "--cpus", "0"], "--cpus 0: give one or more"),
         (["env", "--kernel", "vmlinuz"], "--kernel and --modules go together"),
         (["doctor", "--fix"], "unrecognized arguments: --fix"),
-        (["check"], "check needs a command line: balloonlab check -- qemu-system-x86_64"),
+        (["check"], "check needs a command line or --qmp PATH: balloonlab check -- qemu-system-x86_64"),
+        (["check", "--qmp", "q", "--", "qemu"], "check needs a command line or --qmp PATH"),
+        (
+            ["check", "--qmp", "nowhere"],
+            "no QMP at nowhere (No such file or directory): name the socket of -qmp",
+        ),
+        (["attach"], "the following arguments are required: --qmp, --socket-path"),
+        (
+            ["attach", "--qmp", "nowhere", "--socket-path", "s"],
+            "no QMP at nowhere (No such file or directory)",
+        ),
+        (["attach", "--qmp", "q", "--socket-path", "s", "--inhibit-if-unsafe"], "needs --control"),
+        (["detach", "--qmp", "x" * 200], "(AF_UNIX path too long)"),
+        (["detach", "--qmp", "q", "--timeout", "long"], "invalid float value: 'long'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(

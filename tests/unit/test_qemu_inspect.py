@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -55,73 +57,80 @@ def test_good_command_lines(line: str) -> None:
     assert inspect(line) == []
 
 
-@pytest.mark.parametrize(
-    ("line", "rule", "fix"),
-    [
-        ("-m 1G", "memory-anonymous", "add -object memory-backend-memfd,id=mem"),
-        (GOOD.replace(",memory-backend=mem", ""), "memory-anonymous", "add memory-backend=mem to -machine"),
-        (GOOD.replace("memfd", "ram"), "memory-anonymous", "make it a memory-backend-memfd"),
-        (GOOD.replace("share=on", "share=off"), "memory-unshared", "add share=on"),
-        (
-            GOOD.replace("memfd", "file").replace("share=on", "mem-path=/dev/shm"),
-            "memory-unshared",
-            "add share=on",
-        ),
-        (
-            GOOD.replace("memfd", "file").replace("share", "mem-path=/var/ram,share"),
-            "memory-on-disk",
-            "/dev/shm",
-        ),
-        ("-m 1G -mem-path /dev/hugepages", "memory-hugetlb", "leave out hugetlb"),
-        (GOOD.replace("share=on", "hugetlb=on"), "memory-hugetlb", "leave out hugetlb"),
-        (GOOD.replace("-m 1G", "-m 2G"), "memory-size", "same size"),
-        (GOOD + " -device vfio-pci,host=01:00.0", "vfio", "remove it or the balloon"),
-        (GOOD + ' -device \'{"driver":"vfio-pci","host":"01:00.0"}\'', "vfio", "remove it or the balloon"),
-        (GOOD + " -netdev vhost-vdpa,id=n,vhostdev=/dev/vhost-vdpa-0", "vdpa", "instead"),
-        (GOOD + " -netdev type=vhost-vdpa,id=n", "vdpa", "instead"),
-        (GOOD + " -device vhost-vdpa-device-pci", "vdpa", "instead"),
-        (GOOD + " -object sev-guest,id=s", "confidential", "remove it"),
-        (GOOD + " -object sev-snp-guest,id=s", "confidential", "remove it"),
-        (GOOD + " -object tdx-guest,id=t", "confidential", "remove it"),
-        (GOOD.replace("q35", "q35,confidential-guest-support=lsec0"), "confidential", "lsec0 encrypts"),
-        (GOOD + " -object iommufd,id=i", "iommufd", "remove it"),
-        (GOOD + " -device vfio-user-pci,socket=/s", "vfio", "remove it"),
-        (GOOD + " -device pvrdma", "rdma", "remove it"),
-        (GOOD + " -drive file=nvme://0000:01:00.0/1,if=none", "nvme", "host's driver"),
-        (GOOD + " -hda nvme://0000:01:00.0/1", "nvme", "host's driver"),
-        (
-            GOOD + " -blockdev driver=nvme,device=0000:01:00.0,namespace=1,node-name=n",
-            "nvme",
-            "host's driver",
-        ),
-        (GOOD + " -blockdev driver=raw,node-name=n,file.driver=nvme", "nvme", "host's driver"),
-        (
-            GOOD + """ -blockdev '{"driver":"raw","node-name":"n","file":{"driver":"nvme"}}'""",
-            "nvme",
-            "host's driver",
-        ),
-        (
-            GOOD + " -blockdev virtio-blk-vhost-vdpa,path=/d,node-name=n,driver=virtio-blk-vhost-vdpa",
-            "blkio",
-            "may pin",
-        ),
-        (GOOD + " -incoming tcp:0:4444", "migration", "when it is over"),
-        (GOOD + " -incoming defer -global migration.x-postcopy-ram=on", "postcopy", "when it is over"),
-        (GOOD + " -incoming rdma:host:4444", "rdma", "when it is over"),
-        (GOOD + " -incoming defer -global migration.x-rdma-pin-all=on", "rdma", "when it is over"),
-        (GOOD + " -incoming defer -global migration.x-colo=on", "colo", "when it is over"),
-        (GOOD + " -global migration.background-snapshot=on", "background-snapshot", "turn it off"),
-        (GOOD + " -overcommit mem-lock=on", "mem-lock", "leave out mem-lock"),
-        (GOOD + " -overcommit cpu-pm=on,mem-lock=on-fault", "mem-lock", "leave out mem-lock"),
-        (f"{GOOD} {BALLOON} -device virtio-balloon-pci", "two-balloons", "all but one"),
-        (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect-ms=100')}", "reconnect", "remove reconnect"),
-        (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect=1')}", "reconnect", "remove reconnect"),
-    ],
-)
+BAD_LINES = [
+    ("-m 1G", "memory-anonymous", "add -object memory-backend-memfd,id=mem"),
+    (GOOD.replace(",memory-backend=mem", ""), "memory-anonymous", "add memory-backend=mem to -machine"),
+    (GOOD.replace("memfd", "ram"), "memory-anonymous", "make it a memory-backend-memfd"),
+    (GOOD.replace("share=on", "share=off"), "memory-unshared", "add share=on"),
+    (
+        GOOD.replace("memfd", "file").replace("share=on", "mem-path=/dev/shm"),
+        "memory-unshared",
+        "add share=on",
+    ),
+    (
+        GOOD.replace("memfd", "file").replace("share", "mem-path=/var/ram,share"),
+        "memory-on-disk",
+        "/dev/shm",
+    ),
+    ("-m 1G -mem-path /dev/hugepages", "memory-hugetlb", "leave out hugetlb"),
+    (GOOD.replace("share=on", "hugetlb=on"), "memory-hugetlb", "leave out hugetlb"),
+    (GOOD.replace("-m 1G", "-m 2G"), "memory-size", "same size"),
+    (GOOD + " -device vfio-pci,host=01:00.0", "vfio", "remove it or the balloon"),
+    (GOOD + ' -device \'{"driver":"vfio-pci","host":"01:00.0"}\'', "vfio", "remove it or the balloon"),
+    (GOOD + " -netdev vhost-vdpa,id=n,vhostdev=/dev/vhost-vdpa-0", "vdpa", "instead"),
+    (GOOD + " -netdev type=vhost-vdpa,id=n", "vdpa", "instead"),
+    (GOOD + " -device vhost-vdpa-device-pci", "vdpa", "instead"),
+    (GOOD + " -object sev-guest,id=s", "confidential", "remove it"),
+    (GOOD + " -object sev-snp-guest,id=s", "confidential", "remove it"),
+    (GOOD + " -object tdx-guest,id=t", "confidential", "remove it"),
+    (GOOD.replace("q35", "q35,confidential-guest-support=lsec0"), "confidential", "lsec0 encrypts"),
+    (GOOD + " -object iommufd,id=i", "iommufd", "remove it"),
+    (GOOD + " -device vfio-user-pci,socket=/s", "vfio", "remove it"),
+    (GOOD + " -device pvrdma", "rdma", "remove it"),
+    (GOOD + " -drive file=nvme://0000:01:00.0/1,if=none", "nvme", "host's driver"),
+    (GOOD + " -hda nvme://0000:01:00.0/1", "nvme", "host's driver"),
+    (
+        GOOD + " -blockdev driver=nvme,device=0000:01:00.0,namespace=1,node-name=n",
+        "nvme",
+        "host's driver",
+    ),
+    (GOOD + " -blockdev driver=raw,node-name=n,file.driver=nvme", "nvme", "host's driver"),
+    (
+        GOOD + """ -blockdev '{"driver":"raw","node-name":"n","file":{"driver":"nvme"}}'""",
+        "nvme",
+        "host's driver",
+    ),
+    (
+        GOOD + " -blockdev virtio-blk-vhost-vdpa,path=/d,node-name=n,driver=virtio-blk-vhost-vdpa",
+        "blkio",
+        "may pin",
+    ),
+    (GOOD + " -incoming tcp:0:4444", "migration", "when it is over"),
+    (GOOD + " -incoming defer -global migration.x-postcopy-ram=on", "postcopy", "when it is over"),
+    (GOOD + " -incoming rdma:host:4444", "rdma", "when it is over"),
+    (GOOD + " -incoming defer -global migration.x-rdma-pin-all=on", "rdma", "when it is over"),
+    (GOOD + " -incoming defer -global migration.x-colo=on", "colo", "when it is over"),
+    (GOOD + " -global migration.background-snapshot=on", "background-snapshot", "turn it off"),
+    (GOOD + " -overcommit mem-lock=on", "mem-lock", "leave out mem-lock"),
+    (GOOD + " -overcommit cpu-pm=on,mem-lock=on-fault", "mem-lock", "leave out mem-lock"),
+    (f"{GOOD} {BALLOON} -device virtio-balloon-pci", "two-balloons", "all but one"),
+    (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect-ms=100')}", "reconnect", "remove reconnect"),
+    (f"{GOOD} {BALLOON.replace('/s', '/s,reconnect=1')}", "reconnect", "remove reconnect"),
+]
+
+
+@pytest.mark.parametrize(("line", "rule", "fix"), BAD_LINES)
 def test_bad_command_lines(line: str, rule: str, fix: str) -> None:
     findings = inspect(line)
     assert rule in rules(findings)
     assert any(fix in finding.message for finding in findings if finding.rule == rule)
+
+
+def test_the_guide_explains_each_rule() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guide.md").read_text()
+    table = guide.partition("| rule | why |\n|---|---|\n")[2].partition("\n\n")[0]
+    explained = {name for row in table.splitlines() for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+    assert explained == {rule for _, rule, _ in BAD_LINES}
 
 
 SEVERITIES = {

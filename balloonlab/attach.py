@@ -1,0 +1,129 @@
+"""The commands balloonlab attach and detach: the device into a VM that already runs, and out of it.
+
+What they do is qmp_glue.attach's; this file has their options, the device's control socket and what is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from balloonlab import signals
+from balloonlab.errors import UsageError
+from balloonlab.options import Commands
+from balloonlab.progress import Progress
+from hostdev.errors import EXIT_PASS
+from qmp_glue.attach import DEFAULT_ID, DETACH_SECONDS, Attachment, attach, detach
+from qmp_glue.errors import CommandFailedError, DeadlineError
+from qmp_glue.monitor import Monitor, open_monitor
+
+# The device knows its front end a moment after it has answered it.
+INHIBIT_SECONDS = 5.0
+INHIBIT_POLL_SECONDS = 0.05
+
+
+def add_parsers(commands: Commands) -> None:
+    """Declare the commands."""
+    parser = commands.add_parser("attach", help="add the device to a VM that already runs")
+    _add_machine_options(parser)
+    parser.add_argument(
+        "--socket-path", type=Path, required=True, metavar="PATH", help="where the device listens"
+    )
+    parser.add_argument("--bus", help="a hot-pluggable PCI bus (default: a free one that is found)")
+    parser.add_argument(
+        "--inhibit-if-unsafe",
+        action="store_true",
+        help="where giving memory back would be unsafe, attach all the same and have it inhibited",
+    )
+    parser.add_argument(
+        "--control", type=Path, metavar="PATH", help="the device's own --control socket, for that"
+    )
+    parser.set_defaults(run=run_attach)
+    parser = commands.add_parser("detach", help="take it out again: the guest has to let go of it")
+    _add_machine_options(parser)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DETACH_SECONDS,
+        metavar="SECONDS",
+        help="how long the guest may take (default: %(default)g)",
+    )
+    parser.set_defaults(run=run_detach)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--qmp",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="QEMU's QMP socket: -qmp unix:PATH,server=on,wait=off",
+    )
+    parser.add_argument("--id", default=DEFAULT_ID, help="the device's id in QEMU (default: %(default)s)")
+
+
+def run_attach(options: argparse.Namespace, progress: Progress) -> int:
+    """Attach, and say where and how."""
+    if options.inhibit_if_unsafe and options.control is None:
+        raise UsageError("--inhibit-if-unsafe needs --control: the control socket of the device")
+    attachment = signals.run(_attach(options))
+    progress.say(f"{attachment.device} is on bus {attachment.bus}, through chardev {attachment.chardev}")
+    for line in _remarks(attachment):
+        progress.say(line)
+    return EXIT_PASS
+
+
+async def _attach(options: argparse.Namespace) -> Attachment:
+    async def inhibit() -> None:
+        async with open_monitor(options.control) as device:
+            await _inhibit(device)
+
+    async with open_monitor(options.qmp) as qemu:
+        return await attach(
+            qemu,
+            options.socket_path.absolute(),
+            bus=options.bus,
+            device=options.id,
+            inhibit=inhibit if options.inhibit_if_unsafe else None,
+        )
+
+
+async def _inhibit(device: Monitor) -> None:
+    """Have the device keep what the guest offers. Raises CommandFailedError, DeadlineError."""
+    end = asyncio.get_running_loop().time() + INHIBIT_SECONDS
+    while True:
+        try:
+            await device.execute("inhibit")
+        except CommandFailedError as error:
+            if error.error_class != "DeviceNotActive":
+                raise
+            if asyncio.get_running_loop().time() > end:
+                raise DeadlineError(
+                    f"the device knows of no front end after {INHIBIT_SECONDS:g} s: is --control of this device?"
+                ) from error
+            await asyncio.sleep(INHIBIT_POLL_SECONDS)
+        else:
+            return
+
+
+def _remarks(attachment: Attachment) -> list[str]:
+    lines = [f"{finding.severity}: {finding.message} [{finding.rule}]" for finding in attachment.findings]
+    if attachment.inhibited:
+        return [
+            *lines,
+            "so it is inhibited: it gives nothing back until its control socket is told to allow it",
+        ]
+    return lines
+
+
+def run_detach(options: argparse.Namespace, progress: Progress) -> int:
+    """Detach, and say so."""
+
+    async def work() -> None:
+        async with open_monitor(options.qmp) as qemu:
+            await detach(qemu, device=options.id, seconds=options.timeout)
+
+    signals.run(work())
+    progress.say(f"{options.id} is gone, and its connection with it")
+    return EXIT_PASS
