@@ -177,7 +177,7 @@ class Balloon:
 
     def tick(self, ready: Collection[int]) -> set[int]:
         """Do what the time has come for. ready: the rings that may be used. Returns those to signal."""
-        if self.hinting.is_over():
+        if self.hinting.is_over() or self.inert:
             self.end_hinting()
         if not self.statistics.is_due():
             return set()

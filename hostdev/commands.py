@@ -125,8 +125,9 @@ class Commands:
             self._look_for_statistics(number, waiting, now)
         if self._estimating and not self._balloon.hinting.is_open:
             self._finish_estimates()
-        for number in list(self._walks):
-            self._walk_on(number)
+        # One slice, whoever waits: the rings are not to wait for many who ask at once.
+        if self._walks:
+            self._walk_on(next(iter(self._walks)))
         self._tell_change(now)
 
     def _execute(self, envelope: Envelope) -> object:

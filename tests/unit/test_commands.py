@@ -10,6 +10,8 @@ import pytest
 
 from hostdev.commands import STATISTICS_SECONDS
 from hostdev.driver import USER_BASE, Buffer, GuestMemory
+from hostdev.errors import HostError
+from hostdev.giver import MAX_HOST_ERRORS
 from hostdev.hinting import ID_DONE, ROUND_SECONDS
 from hostdev.statistics import ABSENT
 from hostdev.wire import vhost_user as wire
@@ -369,12 +371,26 @@ def test_the_round_ends_when_the_last_who_asked_has_gone(guest: InProcess) -> No
     assert guest.answers() == []
 
 
-@pytest.mark.parametrize("how", ["inert", "pause", "control", "broken"])
+def test_many_who_ask_for_memory_are_answered_one_a_turn(guest: InProcess) -> None:
+    for number in (5, 6, 7):
+        guest.ask(number, "query-memory")
+    for number in (5, 6, 7):
+        guest.tick()
+        assert [answer[1] for answer in guest.answers()] == [number]
+
+
+@pytest.mark.parametrize("how", ["inert", "refusals", "pause", "control", "broken"])
 def test_whatever_happens_the_guest_gets_its_memory_back(guest: InProcess, how: str) -> None:
     guest.ask(3, "estimate-free")
     hint(guest, guest.read_config().free_page_hint_cmd_id, blocks=1)
     if how == "inert":
         guest.balloon.make_inert("a test")
+    elif how == "refusals":
+        guest.discarder.error = HostError("a test")
+        for _ in range(MAX_HOST_ERRORS):
+            guest.rings[REPORTING].add([Buffer(FREE, PAGE, writable=True)])
+            guest.run(REPORTING)
+        guest.tick()
     elif how == "pause":
         guest.resume(bases=guest.stop())
     elif how == "control":
