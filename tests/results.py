@@ -28,6 +28,8 @@ _COLUMNS = (
     "memfree_regained_bytes",
     "settle_seconds",
 )
+# A cell of the table of features: which, with which suite's kernel, and what was seen.
+_CELL = ("feature", "suite", "seen")
 _MEBIBYTE = 1 << 20
 
 
@@ -103,8 +105,9 @@ def render(document: dict[str, Any]) -> str:
         for figures in document["figures"].values()
         if set(_COLUMNS) <= figures.keys()
     ]
+    lines += ["", "## Features, by the kernel's suite", "", *_features(document)]
     others = {
-        name: {key: value for key, value in figures.items() if key not in _COLUMNS}
+        name: {key: value for key, value in figures.items() if key not in (*_COLUMNS, *_CELL)}
         for name, figures in document["figures"].items()
     }
     lines += ["", "## Other figures", "", "| test | figure | value |", "|---|---|---|"]
@@ -114,6 +117,20 @@ def render(document: dict[str, Any]) -> str:
         for key, value in figures.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _features(document: dict[str, Any]) -> list[str]:
+    """Return the table of features: each cell is a guest test that ran, or says that it did not pass or was not run."""
+    cells: dict[str, dict[str, str]] = {}
+    for name, figures in document["figures"].items():
+        if set(_CELL) <= figures.keys():
+            seen = "**failed**" if name in document["not_passed"] else figures["seen"]
+            cells.setdefault(figures["feature"], {})[figures["suite"]] = seen
+    suites = sorted({suite for row in cells.values() for suite in row})
+    lines = [f"| feature | {' | '.join(suites)} |", "|---" * (len(suites) + 1) + "|"]
+    for feature, row in cells.items():
+        lines.append(f"| {feature} | {' | '.join(row.get(suite, 'not run') for suite in suites)} |")
+    return lines
 
 
 def _cell(name: str, value: Any) -> str:  # noqa: ANN401  (a recorded figure)
