@@ -14,9 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,7 @@ from qmp_glue.monitor import Monitor, open_monitor
 from qmp_glue.pci_buses import find_buses, free_bus
 from qmp_glue.running_setup import children, entries
 from qmp_glue.vm import VirtualMachine
+from tests.device_on_path import Device, device_on_path
 
 MIB = 1 << 20
 WAIT_SECONDS = 20.0
@@ -65,42 +64,10 @@ def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-@dataclass
-class Device:
-    """A running vhost-user-balloon, and what it wrote so far."""
-
-    path: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-
-    def connections(self) -> int:
-        return self.log.read_text().count("front end connected")
-
-    def wait_served(self, number: int) -> None:
-        """Wait until that many front ends have come and gone."""
-        end = time.monotonic() + WAIT_SECONDS
-        while self.log.read_text().count("front end has gone") < number:
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.01)
-
-
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Device]:
-    path, log = tmp_path / "device.sock", tmp_path / "device.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}"], stdout=output, stderr=output
-        )
-    try:
-        end = time.monotonic() + WAIT_SECONDS
-        while not path.exists():
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.01)
-        yield Device(path, log, process)
-    finally:
-        process.terminate()
-        assert process.wait(WAIT_SECONDS) == 0
-        assert not path.exists()
+    with device_on_path(tmp_path) as running:
+        yield running
 
 
 async def state(vm: VirtualMachine) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from qmp_glue.inspect import inspect_running
 from qmp_glue.monitor import open_monitor
 from qmp_glue.paste import MACHINES, QEMU_NAMESPACE, MachineType, libvirt_domain, libvirt_fragments
 from qmp_glue.running_setup import entries
+from tests.device_on_path import device_on_path
 
 MIB = 1 << 20
 WAIT_SECONDS = 30.0
@@ -70,9 +71,7 @@ def lab(*words: str) -> str:
     [(machine, transport) for machine in MACHINES for transport in MACHINES[machine]],
 )
 def test_qemu_starts_with_the_words(qemu: Qemu, tmp_path: Path, machine: MachineType, transport: str) -> None:
-    device, qmp = tmp_path / "device", tmp_path / "qmp"
-    options = (f"--socket-path={device}", f"--machine={machine}", f"--transport={transport}", "--memory=64M")
-    words = json.loads(lab("qemu-args", *options, "--json"))
+    qmp = tmp_path / "qmp"
     ours = (
         "-accel",
         "tcg",
@@ -93,13 +92,12 @@ def test_qemu_starts_with_the_words(qemu: Qemu, tmp_path: Path, machine: Machine
             assert [(entry["size"], entry["share"]) for entry in memory] == [(64 * MIB, True)]
             await monitor.execute("quit")
 
-    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={device}", "--log-level=error"]
-    with (
-        started(command, {}, device),
-        started([*qemu.argv, *words, *ours], dict(qemu.env), qmp) as process,
-    ):
-        asyncio.run(asyncio.wait_for(look(), WAIT_SECONDS))
-        assert process.wait(WAIT_SECONDS) == 0
+    with device_on_path(tmp_path) as device:
+        options = (f"--socket-path={device.path}", f"--machine={machine}", f"--transport={transport}")
+        words = json.loads(lab("qemu-args", *options, "--memory=64M", "--json"))
+        with started([*qemu.argv, *words, *ours], dict(qemu.env), qmp) as process:
+            asyncio.run(asyncio.wait_for(look(), WAIT_SECONDS))
+            assert process.wait(WAIT_SECONDS) == 0
 
 
 @pytest.fixture(params=SCHEMAS, ids=lambda value: value[0])

@@ -1,0 +1,60 @@
+"""A vhost-user-balloon that listens at a path, as a process of its own, for tests of what connects to it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A running device, and what it wrote so far."""
+
+    path: Path
+    log: Path
+
+    def said(self, words: str) -> int:
+        """How often its log has these words."""
+        return self.log.read_text().count(words)
+
+    def connections(self) -> int:
+        """How many front ends have come."""
+        return self.said("front end connected")
+
+    def wait_said(self, words: str, times: int) -> None:
+        """Wait until the log has these words so often."""
+        end = time.monotonic() + WAIT_SECONDS
+        while self.said(words) < times:
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.01)
+
+    def wait_served(self, times: int) -> None:
+        """Wait until that many front ends have come and gone."""
+        self.wait_said("front end has gone", times)
+
+
+@contextlib.contextmanager
+def device_on_path(folder: Path) -> Iterator[Device]:
+    """Start a device; afterwards it must end in order and leave no socket."""
+    path, log = folder / "device.sock", folder / "device.log"
+    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        end = time.monotonic() + WAIT_SECONDS
+        while not path.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.01)
+        yield Device(path, log)
+    finally:
+        process.terminate()
+        assert process.wait(WAIT_SECONDS) == 0
+        assert not path.exists()
