@@ -9,12 +9,9 @@ the loop goes on answering. The process ends when the keeper closes the channel.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
 import select
-import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from hostdev.balloon import Balloon, Step
 from hostdev.commands import Commands
 from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
+from hostdev.isolation import isolate
 from hostdev.metrics import Metrics
 from hostdev.session import Session
 from hostdev.trace import TraceFile, Tracer
@@ -307,21 +305,10 @@ class Worker:
 
 
 def start(channel: socket.socket, options: Options, control: socket.socket | None = None) -> int:
-    """Become the worker in a freshly forked process. Returns the exit status."""
-    _isolate({channel.fileno(), *([control.fileno()] if control is not None else [])})
+    """Become the worker in a freshly forked process. Returns the exit status.
+
+    control: our end of the pair to the control process.
+    """
+    isolate(channel, *([] if control is None else [control]))
     Worker(channel, options, control).run()
     return 0
-
-
-def _isolate(kept: set[int]) -> None:
-    """Close what the fork handed over, close-on-exec or not, and take signals back from the keeper.
-
-    SIGINT is ignored: Ctrl-C reaches the whole process group, and the keeper is who decides what it means.
-    """
-    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if number > 2 and number not in kept:
-            with contextlib.suppress(OSError):  # the descriptor of the listing itself
-                os.close(number)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
