@@ -12,8 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,38 +24,11 @@ from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
+from tests.device_program import children, descriptors, program, serves, wait_ended, works
 from tests.in_process import MIB, PAGE
 
 GET_FEATURES = wire.message(Request.GET_FEATURES, 0, b"")
 SET_OWNER = wire.message(Request.SET_OWNER, 0, b"")
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """Open descriptors of a process and what each of them is."""
-    folder = Path(f"/proc/{pid}/fd")
-    found = {}
-    for entry in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
-            found[int(entry.name)] = str(entry.readlink())
-    return found
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Poll a condition that no descriptor announces."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {DEADLINE} s"
-        time.sleep(0.005)
-
-
-def wait_ended(pidfd: Fd) -> None:
-    poll = select.poll()
-    poll.register(pidfd.fileno(), select.POLLIN)
-    assert poll.poll(DEADLINE * 1000), "the process does not end"
 
 
 @pytest.fixture(autouse=True)
@@ -64,54 +36,6 @@ def nothing_is_left() -> Iterator[None]:
     before = set(children(os.getpid())), len(descriptors(os.getpid()))
     yield
     assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
-
-
-class Program:
-    """The command vhost-user-balloon, listening at a path."""
-
-    def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
-        self.process = process
-        self.pid = process.pid
-        self._path = path
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self._path))
-        return connection
-
-    def worker(self) -> int:
-        (pid,) = children(self.pid)
-        return pid
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """End it by a signal; its exit status and what it said."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> tuple[int, str]:
-        _out, said = self.process.communicate(timeout=DEADLINE)
-        return self.process.returncode, said
-
-
-@contextlib.contextmanager
-def program(path: Path, *options: str) -> Iterator[Program]:
-    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_for(lambda: _listens(path) or process.poll() is not None, "listening")
-            yield Program(process, path)
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def _listens(path: Path) -> bool:
-    """__SO_ACCEPTCON (1 << 16) in the kernel's table, without connecting: that would be a front end."""
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
-        fields = line.split()
-        if len(fields) == 8 and fields[7] == str(path):
-            return bool(int(fields[3], 16) & 0x10000)
-    return False
 
 
 @pytest.fixture
@@ -124,20 +48,6 @@ def path(tmp_path: Path) -> Iterator[Path]:
 def device() -> Iterator[DeviceProcess]:
     with start_device() as device:
         yield device
-
-
-def works(guest: Frontend) -> None:
-    """A report goes through."""
-    ring = guest.rings[Role.REPORTING]
-    guest.memory.write(0x800000, b"\xaa" * PAGE)
-    ring.wait_used(ring.offer([Buffer(0x800000, PAGE, writable=True)]))
-    assert guest.memory.read(0x800000, PAGE) == bytes(PAGE)
-
-
-def serves(connection: socket.socket) -> None:
-    with Frontend(connection) as guest:
-        guest.start()
-        works(guest)
 
 
 # One front end after another
