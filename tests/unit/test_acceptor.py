@@ -1,0 +1,83 @@
+"""Accepting: who is trusted, and that a listener whose accept() fails is left alone for a moment."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostdev import acceptor
+from hostdev.acceptor import PAUSE, Acceptor, is_trusted, peer_uid
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        yield listener
+
+
+def test_whom_a_socket_comes_from(listener: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        connection = Acceptor(listener, "client").accept()
+        assert connection is not None
+        with connection:
+            assert peer_uid(connection) == os.geteuid()
+
+
+def test_who_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert [uid for uid in (0, 1, 999, 1000, 1001, 65534) if is_trusted(uid)] == [0, 1000]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert [uid for uid in (0, 1, 1000) if is_trusted(uid)] == [0]
+
+
+def test_a_stranger_is_turned_away(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(acceptor, "is_trusted", lambda _uid: False)
+    door = Acceptor(listener, "client")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(listener.getsockname())
+                assert door.accept() is None
+                assert client.recv(1) == b""
+    # At the first, second and fourth.
+    assert len(caplog.messages) == 3
+    assert door.pause() is None
+
+
+def test_a_failure_pauses(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    """With no descriptor left; who waits in the backlog is accepted once there is."""
+    door = Acceptor(listener, "client")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with open(os.devnull) as file:  # noqa: PTH123
+            first_free = file.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+        try:
+            assert door.accept() is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        pause = door.pause()
+        assert pause is not None
+        assert 0 < pause <= PAUSE
+        assert os.strerror(errno.EMFILE) in caplog.text
+        end = time.monotonic() + 10 * PAUSE
+        while (pause := door.pause()) is not None:
+            assert time.monotonic() < end
+            time.sleep(pause)
+        connection = door.accept()
+        assert connection is not None
+        connection.close()
