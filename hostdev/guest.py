@@ -44,15 +44,26 @@ class _Incoming:
 class Guest:
     """One front end's connection and the worker that serves it."""
 
-    def __init__(self, connection: socket.socket, options: worker.Options) -> None:
+    def __init__(
+        self, connection: socket.socket, options: worker.Options, *, controlled: bool = False
+    ) -> None:
+        """controlled: make a pair between the worker and the control process as well."""
         self.connection = connection
         self._incoming = _Incoming()
         self._outgoing = b""
         self._waiting = False
         self._closing = False
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._worker = Child("worker", functools.partial(worker.start, theirs, options))
+        self.channel, theirs = _pair()
+        # The control process's end, kept here as well: a successor of that process is to be given it again.
+        self.control: fds.Fd | None = None
+        workers: socket.socket | None = None
+        if controlled:
+            controls, workers = _pair()
+            self.control = fds.Fd(controls.detach())
+        self._worker = Child("worker", functools.partial(worker.start, theirs, options, workers))
         theirs.close()
+        if workers is not None:
+            workers.close()
 
     @property
     def pid(self) -> int:
@@ -136,4 +147,10 @@ class Guest:
         self.channel.close()
         ended_well = self._worker.reap()
         self.connection.close()
+        if self.control is not None:
+            self.control.close()
         return ended_well
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

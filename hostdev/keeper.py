@@ -1,4 +1,7 @@
-"""The parent: listens, owns the front end's connection and forks the worker; guest.py relays between the two.
+"""The parent: listens, owns the front end's connection, forks the worker and the control process.
+
+Whose message means what is for others to know: guest.py relays the front end's to the worker, and of the control process
+the keeper takes nothing but the wish to end. It parses no JSON.
 
 No threads, no asyncio, no guest memory: asyncio does not survive the fork that every worker comes from. The other of
 the two loops that may never die, for QEMU's generic vhost-user device does not survive a closed socket.
@@ -16,8 +19,10 @@ from types import FrameType
 
 from hostdev import worker
 from hostdev.acceptor import Acceptor
+from hostdev.control_link import ControlLink
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
 from hostdev.guest import Guest
+from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Envelope, Kind
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +38,15 @@ class Keeper:
         *,
         listener: socket.socket | None,
         once: bool,
+        control: socket.socket | None = None,
     ) -> None:
-        """listener: where to wait for the next front end; None if there is only the one given to run()."""
+        """listener: where to wait for the next front end; None if there is only the one given to run().
+
+        control: where the control process listens.
+        """
         self._options = options
         self._acceptor = None if listener is None else Acceptor(listener, "front end")
+        self._control = None if control is None else ControlLink(control)
         self._once = once
         self._guest: Guest | None = None
         self._stopping = False
@@ -47,11 +57,16 @@ class Keeper:
         """Serve connection if given, then those that arrive. Returns the exit status."""
         with self._signals() as wakeup, self._selector:
             self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._drain(wakeup))
+            if self._control is not None:
+                self._control.start(None)
+                self._watch_control(self._control)
             if connection is not None:
                 self._begin(connection)
             while not self._stopping and (self._guest is not None or self._acceptor is not None):
                 self._turn()
             self._end_guest()
+            if self._control is not None:
+                self._control.close()
         return EXIT_CHECK_FAILED if self._crashed else EXIT_PASS
 
     def _turn(self) -> None:
@@ -93,13 +108,15 @@ class Keeper:
             theirs.close()
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self._end_soon(signal.Signals(number).name)
+
+    def _end_soon(self, why: str) -> None:
         self._stopping = True
-        name = signal.Signals(number).name
         if self._guest is None:
-            log.info("%s: ending", name)
+            log.info("%s: ending", why)
         else:
             log.warning(
-                "%s: ending while a front end is connected: QEMU aborts at its guest's next look", name
+                "%s: ending while a front end is connected: QEMU aborts at its guest's next look", why
             )
 
     @staticmethod
@@ -122,10 +139,13 @@ class Keeper:
         self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
-        guest = self._guest = Guest(connection, self._options)
+        controlled = self._control is not None and self._control.channel is not None
+        guest = self._guest = Guest(connection, self._options, controlled=controlled)
         log.info("front end connected, worker is process %d", guest.pid)
         self._selector.register(connection, guest.interest, lambda: self._serve(guest))
         self._selector.register(guest.channel, selectors.EVENT_READ, lambda: self._relay(guest))
+        if self._control is not None and guest.control is not None:
+            self._control.announce(guest.control)
 
     def _serve(self, guest: Guest) -> None:
         if guest is not self._guest:
@@ -163,3 +183,32 @@ class Keeper:
         self._crashed = not guest.close() or self._crashed
         log.info("front end has gone")
         self._stopping = self._stopping or self._once
+
+    # The control process
+
+    def _watch_control(self, control: ControlLink) -> None:
+        channel = control.channel
+        if channel is not None:
+            self._selector.register(
+                channel, selectors.EVENT_READ, lambda: self._serve_control(control, channel)
+            )
+
+    def _serve_control(self, control: ControlLink, channel: socket.socket) -> None:
+        envelope = control.receive()
+        if envelope is not None and envelope.kind == Kind.QUIT:
+            self._quit(control, envelope)
+            return
+        # It has ended, or says what it has no business to.
+        self._selector.unregister(channel)
+        control.replace(self._guest.control if self._guest is not None else None)
+        self._watch_control(control)
+
+    def _quit(self, control: ControlLink, asked: Envelope) -> None:
+        """End as asked, unless that would kill a VM and nobody said that it may."""
+        if self._guest is not None and self._guest.has_gone():
+            self._end_guest()
+        if self._guest is not None and asked.text != QUIT_FORCED:
+            control.answer(Envelope(Kind.ERROR, asked.id, QUIT_REFUSED))
+            return
+        control.answer(Envelope(Kind.RETURN, asked.id, QUIT_ACCEPTED))
+        self._end_soon("quit over the control socket")

@@ -7,20 +7,23 @@ Each bad start is one line that names the cause and the fix. Used by cli.py only
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import platform
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hostdev import __version__
+from hostdev.control import MAX_CLIENTS
 from hostdev.discard import AUTO, REQUESTS
 from hostdev.errors import BalloonError, SetupError, UnsupportedHostError
 from hostdev.keeper import TERMINATING, Keeper
-from hostdev.listening import ListeningPath, inherited, is_listening
+from hostdev.listening import ListeningPath, PrivateFolder, inherited, is_listening
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.worker import Options
@@ -113,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics-file", type=Path, metavar="PATH", help="keep counters there in Prometheus' text format"
     )
     parser.add_argument(
+        "--control",
+        metavar="PATH",
+        help="speak QMP on this unix socket, in a folder of your own (made if need be)",
+    )
+    parser.add_argument(
         "--trace", type=Path, metavar="PATH", help='write what happens there; "balloonlab decode" prints it'
     )
     parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), default="info", help="default: info")
@@ -135,14 +143,22 @@ def _serve(options: argparse.Namespace) -> int:
         metrics_file=options.metrics_file,
         trace_file=options.trace,
     )
-    if options.fd is not None:
-        given = inherited(options.fd)
-        with given:
-            if is_listening(given):
-                return Keeper(device, listener=given, once=options.once).run()
-            return Keeper(device, listener=None, once=True).run(given)
-    with ListeningPath(options.socket_path) as listener:
-        return Keeper(device, listener=listener, once=options.once).run()
+    with contextlib.ExitStack() as sockets:
+        control = _control_listener(options.control, sockets)
+        if options.fd is None:
+            listener = sockets.enter_context(ListeningPath(options.socket_path))
+            return Keeper(device, listener=listener, once=options.once, control=control).run()
+        given = sockets.enter_context(inherited(options.fd))
+        if is_listening(given):
+            return Keeper(device, listener=given, once=options.once, control=control).run()
+        return Keeper(device, listener=None, once=True, control=control).run(given)
+
+
+def _control_listener(path: str | None, sockets: contextlib.ExitStack) -> socket.socket | None:
+    if path is None:
+        return None
+    sockets.enter_context(PrivateFolder(path, "--control"))
+    return sockets.enter_context(ListeningPath(path, "--control", MAX_CLIENTS))
 
 
 def _check_host() -> None:

@@ -1,10 +1,11 @@
-"""Where front ends come from: a unix socket made at a path, or one that was inherited.
+"""Where front ends and clients connect: a unix socket made at a path, or one that was inherited.
 
-Used by launch.py. Everything wrong with a path or a descriptor is a SetupError that names the fix.
+What is done with those who do is acceptor.py's. Used by launch.py. Everything wrong with a path or a descriptor is a SetupError that names the fix.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -33,15 +34,18 @@ def inherited(number: int) -> socket.socket:
 class ListeningPath:
     """A unix socket that listens at a path, removed again at the end if it is still the one made here."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, option: str = "--socket-path", backlog: int = 1) -> None:
+        """option: for the errors. backlog: how many may wait to be accepted."""
         self._path = path
+        self._option = option
+        self._backlog = backlog
         self._identity: tuple[int, int] | None = None
 
     def __enter__(self) -> socket.socket:
         length = len(os.fsencode(self._path))
         if length > MAX_SOCKET_PATH:
             raise SetupError(
-                f"--socket-path is {length} bytes long, a unix socket's path has at most {MAX_SOCKET_PATH}: "
+                f"{self._option} is {length} bytes long, a unix socket's path has at most {MAX_SOCKET_PATH}: "
                 "use a shorter one"
             )
         self._make_room()
@@ -51,11 +55,11 @@ class ListeningPath:
             self._listener.bind(self._path)
             made = os.lstat(self._path)
             self._identity = made.st_dev, made.st_ino
-            self._listener.listen(1)
+            self._listener.listen(self._backlog)
         except OSError as error:
             self.__exit__()
             raise SetupError(
-                f"--socket-path {self._path}: {error.strerror}: {_hint(self._path, error)}"
+                f"{self._option} {self._path}: {error.strerror}: {_hint(self._path, error)}"
             ) from error
         finally:
             os.umask(mask)
@@ -73,17 +77,17 @@ class ListeningPath:
             return  # nothing there, or bind() will say why it cannot be looked at
         if not stat.S_ISSOCK(found.st_mode):
             raise SetupError(
-                f"--socket-path {self._path} is taken by something that is not a socket: choose another path"
+                f"{self._option} {self._path} is taken by something that is not a socket: choose another path"
             )
         if self._is_held():
             raise SetupError(
-                f"--socket-path {self._path} is taken: another program listens there, choose another path"
+                f"{self._option} {self._path} is taken: another program listens there, choose another path"
             )
         try:
             Path(self._path).unlink()
         except OSError as error:
             raise SetupError(
-                f"--socket-path {self._path}: a stale socket is there and cannot be removed: {error.strerror}: "
+                f"{self._option} {self._path}: a stale socket is there and cannot be removed: {error.strerror}: "
                 "remove it or choose another path"
             ) from error
 
@@ -96,7 +100,7 @@ class ListeningPath:
             except OSError as error:
                 if error.errno != errno.EPROTOTYPE:
                     raise SetupError(
-                        f"--socket-path {self._path} is taken: {error.strerror}: choose another path"
+                        f"{self._option} {self._path} is taken: {error.strerror}: choose another path"
                     ) from error
         return True
 
@@ -108,6 +112,44 @@ class ListeningPath:
             return
         if (found.st_dev, found.st_ino) == self._identity:
             Path(self._path).unlink()
+
+
+class PrivateFolder:
+    """The folder of a socket that only its owner may get at: made if need be, and then removed at the end."""
+
+    def __init__(self, path: str, option: str) -> None:
+        """path: of the socket."""
+        self._folder = Path(path).parent
+        self._name = Path(path).name
+        self._what = f"{option} {path}"
+        self._made = False
+
+    def __enter__(self) -> None:
+        try:
+            self._folder.mkdir(mode=0o700)
+            self._made = True
+        except FileExistsError:
+            self._check()
+        except OSError as error:
+            raise SetupError(
+                f"{self._what}: the folder {self._folder} cannot be made: {error.strerror}: {self._advice()}"
+            ) from error
+
+    def _check(self) -> None:
+        """Raise SetupError if somebody else could replace the socket, or get at it before its mode is set."""
+        found = self._folder.stat()
+        if found.st_uid != os.geteuid():
+            raise SetupError(f"{self._what}: the folder {self._folder} is not yours: {self._advice()}")
+        if found.st_mode & 0o022:
+            raise SetupError(f"{self._what}: others can write to the folder {self._folder}: {self._advice()}")
+
+    def _advice(self) -> str:
+        return f"use one of your own, such as $XDG_RUNTIME_DIR/vhost-user-balloon/{self._name}"
+
+    def __exit__(self, *_error: object) -> None:
+        if self._made:
+            with contextlib.suppress(OSError):  # something of somebody else's is in it, or it is gone
+                self._folder.rmdir()
 
 
 def _hint(path: str, error: OSError) -> str:

@@ -13,6 +13,7 @@ answered, so answers come in the order of the commands. Who carries it out is co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Command:
 
 def version() -> dict[str, Any]:
     """Answer query-version: this program's version in the shape that clients of QEMU expect."""
-    major, minor, micro = (int(part) for part in __version__.split(".")[:3])
+    major, minor, micro = (int(number) for number in re.findall(r"\d+", __version__)[:3])
     return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": PACKAGE}
 
 

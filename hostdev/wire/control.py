@@ -44,3 +44,11 @@ class Envelope:
 
 
 ENVELOPE = Layout(Struct("kind" / Int8ul, "id" / Int32ul, "text" / GreedyBytes), Envelope)
+
+# The keeper parses no JSON: it compares the text of a QUIT with this, and answers with what is written here.
+QUIT_FORCED = b'{"force": true}'
+QUIT_ACCEPTED = b"{}"
+QUIT_REFUSED = (
+    b'{"class": "GenericError", "desc": "a front end is connected: its VM would not survive; '
+    b'ask the guest to shut down, or give \\"force\\": true"}'
+)

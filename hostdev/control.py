@@ -1,0 +1,280 @@
+"""The control process: QMP for any number of people, beside the worker.
+
+Forked by the keeper, which holds the front end's connection, and apart from the worker, which has guest memory mapped:
+clients' JSON is parsed in neither. It has the listening socket, its clients, a channel to the keeper and the one end of
+a pair to the worker, which it is sent for each front end. What it cannot answer itself it passes on as one datagram
+(wire/control.py) and answers when the answer comes; it never waits for anybody.
+
+Not one of the loops that may never die: the keeper starts another, and neither VM nor worker notice. Ends when the
+keeper closes the channel. qmp_session.py is a client's conversation, schema.py the commands, control_link.py the
+keeper's side.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hostdev import fds
+from hostdev.acceptor import Acceptor
+from hostdev.client import Client
+from hostdev.control_peer import Peer, Question, ids
+from hostdev.errors import CommandError
+from hostdev.isolation import isolate
+from hostdev.json_stream import parse_whole
+from hostdev.metrics import worth_logging
+from hostdev.qmp_session import Command, version
+from hostdev.qom import qom_list
+from hostdev.schema import COMMANDS, EVENTS, Place, query_commands, query_qmp_schema
+from hostdev.wire.control import QUIT_FORCED, Envelope, Kind
+from hostdev.wire.layout import LayoutError
+
+log = logging.getLogger(__name__)
+
+# Clients at once. Each may hold some 350 KiB (client.py), and a program that forgets to close its connections must not
+# take all descriptors.
+MAX_CLIENTS = 64
+
+_HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "query-version": lambda _arguments: version(),
+    "query-commands": lambda _arguments: query_commands(),
+    "query-qmp-schema": lambda _arguments: query_qmp_schema(),
+    "qom-list": lambda arguments: qom_list(arguments["path"]),
+}
+
+
+def start(channel: socket.socket, listener: socket.socket, generation: int) -> int:
+    """Become the control process in a freshly forked process. Returns the exit status.
+
+    generation: how many there were before, so that no answer to one of them is taken for ours.
+    """
+    isolate(channel, listener)
+    Control(channel, listener, generation).run()
+    return 0
+
+
+class Control:
+    """The clients, the keeper and the worker."""
+
+    def __init__(self, channel: socket.socket, listener: socket.socket, generation: int = 0) -> None:
+        self._ids = ids(generation)
+        self._keeper = Peer(channel, self._ids)
+        self._device: Peer | None = None
+        self._acceptor = Acceptor(listener, "client of the control socket")
+        self._clients: dict[int, Client] = {}
+        self._turned_away = 0
+        self._given_up = 0
+        self._unreadable = 0
+        self._poll = select.poll()
+        # What poll() was told, by number: told again only when it changes.
+        self._watched: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Serve until the keeper closes the channel, then send what is owed as far as it can be sent at once."""
+        while self._turn():
+            pass
+        self._end_device()
+        for client in list(self._clients.values()):
+            client.flush()
+            self._drop(client)
+
+    def _turn(self) -> bool:
+        self._watch_all()
+        events = dict(self._poll.poll(self._timeout()))
+        # Told apart before anything is done: a number may be somebody else's a moment later.
+        clients = [
+            (self._clients[number], mask) for number, mask in events.items() if number in self._clients
+        ]
+        asked = self._device is not None and self._device.channel.fileno() in events
+        if self._keeper.channel.fileno() in events and not self._serve_keeper():
+            return False
+        if asked:
+            self._serve_device()
+        if self._acceptor.listener.fileno() in events:
+            self._accept()
+        for client, mask in clients:
+            if not client.serve(mask):
+                self._drop(client)
+        self._get_on()
+        return True
+
+    def _get_on(self) -> None:
+        """Look at what clients have sent, a bounded part of it each, and send them what is due."""
+        for client in list(self._clients.values()):
+            command = client.session.next_command()
+            if command is not None:
+                self._execute(client, command)
+            if not client.flush() or client.is_done:
+                self._drop(client)
+            elif client.is_too_slow:
+                self._give_up(client)
+
+    # Waiting
+
+    def _watch_all(self) -> None:
+        wanted = {number: client.wanted() for number, client in self._clients.items()}
+        wanted[self._keeper.channel.fileno()] = select.POLLIN
+        if self._device is not None:
+            wanted[self._device.channel.fileno()] = select.POLLIN
+        if self._acceptor.pause() is None:
+            wanted[self._acceptor.listener.fileno()] = select.POLLIN
+        for number in self._watched.keys() - wanted.keys():
+            self._poll.unregister(number)
+        for number, mask in wanted.items():
+            if self._watched.get(number) != mask:
+                self._poll.register(number, mask)
+        self._watched = wanted
+
+    def _timeout(self) -> float | None:
+        """Milliseconds until the loop must look up without being called; None for as long as it takes."""
+        if any(client.session.is_ready for client in self._clients.values()):
+            return 0
+        pause = self._acceptor.pause()
+        return None if pause is None else pause * 1000
+
+    # Clients
+
+    def _accept(self) -> None:
+        connection = self._acceptor.accept()
+        if connection is None:
+            return
+        if len(self._clients) < MAX_CLIENTS:
+            self._clients[connection.fileno()] = Client(connection)
+            return
+        connection.close()
+        self._turned_away += 1
+        if worth_logging(self._turned_away):
+            log.warning("a client is turned away, %d are served: %d so far", MAX_CLIENTS, self._turned_away)
+
+    def _give_up(self, client: Client) -> None:
+        self._given_up += 1
+        if worth_logging(self._given_up):
+            log.warning("a client that does not read is given up: %d so far", self._given_up)
+        self._drop(client)
+
+    def _drop(self, client: Client) -> None:
+        """Close a client's connection and call off what it asked the worker for. A quit is not called off."""
+        if self._clients.pop(client.connection.fileno(), None) is None:
+            return
+        if self._device is not None:
+            self._device.cancel(client)
+        client.connection.close()
+
+    def _execute(self, client: Client, command: Command) -> None:
+        place = COMMANDS[command.name].place
+        try:
+            if place is Place.CONTROL:
+                client.session.answer(_HANDLERS[command.name](command.arguments))
+            elif place is Place.KEEPER:
+                self._ask_keeper(client, command)
+            else:
+                self._ask_device(client, command)
+        except CommandError as error:
+            client.session.refuse(error)
+
+    def _tell(self, event: str, data: Mapping[str, Any]) -> None:
+        now = time.time_ns()
+        for client in self._clients.values():
+            client.session.tell(event, data, now)
+
+    # The worker
+
+    def _ask_device(self, client: Client, command: Command) -> None:
+        question = Question(client, command.name)
+        text = json.dumps({"execute": command.name, "arguments": command.arguments}).encode()
+        if self._device is not None:
+            try:
+                self._device.ask(Kind.COMMAND, text, question)
+            except BrokenPipeError:
+                self._end_device()
+            else:
+                return
+        _answer_without_device(question)
+
+    def _serve_device(self) -> None:
+        assert self._device is not None
+        try:
+            envelope, received = self._device.receive()
+            fds.close_all(received)
+            self._take(envelope, self._device)
+        except BlockingIOError:
+            pass  # what was there to be read was for the predecessor of this worker
+        except EOFError:
+            self._end_device()
+        except (LayoutError, CommandError, LookupError, TypeError) as error:
+            self._unreadable += 1
+            if worth_logging(self._unreadable):
+                log.error("what the worker says cannot be read: %s", error)  # noqa: TRY400
+
+    def _take(self, envelope: Envelope, device: Peer) -> None:
+        """Pass an event or an answer on. Raises CommandError, LookupError or TypeError for an event that is none."""
+        if envelope.kind == Kind.EVENT:
+            value = parse_whole(envelope.text)
+            if value["event"] in EVENTS:
+                self._tell(value["event"], value["data"])
+            return
+        question = device.take(envelope.id)
+        if question is not None:
+            _pass_on(envelope, question)
+
+    def _end_device(self) -> None:
+        """There is no front end any more, and nobody to answer who still waits."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.channel.close()
+            for question in device.take_all():
+                _answer_without_device(question)
+
+    # The keeper
+
+    def _ask_keeper(self, client: Client, command: Command) -> None:
+        text = QUIT_FORCED if command.arguments.get("force", False) else b"{}"
+        try:
+            self._keeper.ask(Kind.QUIT, text, Question(client, command.name))
+        except BrokenPipeError:
+            raise CommandError("the device is ending already") from None
+
+    def _serve_keeper(self) -> bool:
+        """Take one envelope. False when the keeper has closed the channel."""
+        try:
+            envelope, received = self._keeper.receive()
+        except EOFError:
+            return False
+        if envelope.kind == Kind.GUEST:
+            self._end_device()
+            (end,) = received
+            self._device = Peer(socket.socket(fileno=end.detach()), self._ids)
+            return True
+        question = self._keeper.take(envelope.id)
+        if question is not None:
+            _pass_on(envelope, question)
+        if envelope.kind == Kind.RETURN:
+            self._tell("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        return True
+
+
+def _pass_on(envelope: Envelope, question: Question) -> None:
+    """Give a client its answer. Read on the way: what a worker that was taken over says must not get at the client."""
+    session = question.client.session
+    try:
+        value = parse_whole(envelope.text)
+        if envelope.kind == Kind.RETURN:
+            session.answer(value)
+        else:
+            session.refuse(CommandError(str(value["desc"]), str(value["class"])))
+    except (CommandError, LookupError, TypeError) as error:
+        log.error("an answer to %s cannot be read: %s", question.command, error)  # noqa: TRY400
+        session.refuse(CommandError("the device's answer cannot be read"))
+
+
+def _answer_without_device(question: Question) -> None:
+    if question.command == "query-status":
+        question.client.session.answer({"connected": False})
+    else:
+        error = CommandError("No balloon device has been activated", "DeviceNotActive")
+        question.client.session.refuse(error)

@@ -1,0 +1,30 @@
+"""A control process, a fake worker and a client, for the tests of the control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.control_process import ControlProcess, FakeWorker, QmpSocket, control_process
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[ControlProcess]:
+    with control_process(tmp_path / "balloon.qmp") as process:
+        yield process
+
+
+@pytest.fixture
+def worker(process: ControlProcess) -> Iterator[FakeWorker]:
+    worker = FakeWorker()
+    process.announce(worker)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def client(process: ControlProcess) -> Iterator[QmpSocket]:
+    with process.connect() as client:
+        yield client
