@@ -84,8 +84,7 @@ class Control:
             self._drop(client)
 
     def _turn(self) -> bool:
-        self._watch_all()
-        events = dict(self._poll.poll(self._timeout()))
+        events = dict(self._poll.poll(self._watch_all()))
         # Told apart before anything is done: a number may be somebody else's a moment later.
         clients = [
             (self._clients[number], mask) for number, mask in events.items() if number in self._clients
@@ -116,26 +115,27 @@ class Control:
 
     # Waiting
 
-    def _watch_all(self) -> None:
+    def _watch_all(self) -> float | None:
+        """Have poll() watch what is to be watched. Returns for how many milliseconds; None for as long as it takes."""
         wanted = {number: client.wanted() for number, client in self._clients.items()}
         wanted[self._keeper.channel.fileno()] = select.POLLIN
         if self._device is not None:
             wanted[self._device.channel.fileno()] = select.POLLIN
-        if self._acceptor.pause() is None:
+        pause = self._acceptor.pause()
+        if pause is None:
             wanted[self._acceptor.listener.fileno()] = select.POLLIN
+        self._watch(wanted)
+        if any(client.session.is_ready for client in self._clients.values()):
+            return 0
+        return None if pause is None else pause * 1000
+
+    def _watch(self, wanted: dict[int, int]) -> None:
         for number in self._watched.keys() - wanted.keys():
             self._poll.unregister(number)
         for number, mask in wanted.items():
             if self._watched.get(number) != mask:
                 self._poll.register(number, mask)
         self._watched = wanted
-
-    def _timeout(self) -> float | None:
-        """Milliseconds until the loop must look up without being called; None for as long as it takes."""
-        if any(client.session.is_ready for client in self._clients.values()):
-            return 0
-        pause = self._acceptor.pause()
-        return None if pause is None else pause * 1000
 
     # Clients
 
