@@ -20,6 +20,7 @@ from hostdev.control import MAX_CLIENTS
 from hostdev.driver import DEADLINE
 from hostdev.errors import CommandError
 from hostdev.listening import ListeningPath
+from hostdev.wire.balloon import STATISTIC_NAMES
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
 from tests.device_program import Program, children, program, wait_for
 
@@ -30,7 +31,12 @@ ANSWERS: dict[str, Any] = {
     "set-target": {},
     "qom-get": 2,
     "qom-set": {},
-    "query-balloon-stats": {"stats": {}, "last-update": 0},
+    "query-balloon-stats": {
+        # What QEMU says of a figure that the guest did not give.
+        "stats": dict.fromkeys(STATISTIC_NAMES, (1 << 64) - 1),
+        "last-update": 0,
+        "unknown": [{"tag": 99, "value": 1}],
+    },
     "query-status": {"connected": True, "running": True, "features": ["reporting"], "worker": 7},
     "query-memory": [],
     "query-rings": [],
