@@ -80,9 +80,17 @@ class DeviceProcess:
     """A running vhost-user-balloon with one front end."""
 
     def __init__(
-        self, folder: Path, *, discard: str, features: str = "", trace: bool = False, name: str = "device"
+        self,
+        folder: Path,
+        *,
+        discard: str,
+        features: str = "",
+        trace: bool = False,
+        control: bool = False,
+        name: str = "device",
     ) -> None:
-        """folder: where its log, its counters and its trace go. discard, features: its options of that name."""
+        """folder: where its log, counters, trace and control socket go. discard, features: its options of that name."""
+        self.control_path = folder / f"{name}.qmp"
         self._metrics_file = folder / f".{name}.prom"
         self._log_file = folder / f"{name}.log"
         self._options = [
@@ -92,6 +100,8 @@ class DeviceProcess:
         ]
         if trace:
             self._options.append(f"--trace={folder / f'{name}.trace'}")
+        if control:
+            self._options.append(f"--control={self.control_path}")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> socket.socket:

@@ -1,17 +1,37 @@
 """The channel on which a back end may speak first: SET_BACKEND_REQ_FD gave it, and a balloon says one thing on it.
 
-It asks for no reply, so nothing is ever read from it. session.py owns it, worker.py uses it.
+It asks for no reply, so nothing is ever read from it. session.py owns it, config_teller.py decides when.
+
+The message goes in two parts, for QEMU's sake. Its generic vhost-user device forgets its VirtIODevice while it is stopped,
+and a CONFIG_CHANGE_MSG that it takes then is a SIGSEGV (hw/virtio/vhost-user-base.c, vub_config_notifier after
+vhost_dev_stop; seen with 11.1.3). That a stop begins is known only when its first message arrives, and by then ours may be
+on its way. But QEMU's main loop takes the first byte under the big lock, and keeps that until it has the rest; and a stop
+needs the big lock as well, and answers of ours. So once the first byte has been taken and no stop has come, none can come
+before the rest is there: it is sent then. If a stop did come, the rest makes another message of it, one that means nothing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import select
 import socket
+import struct
 
 from hostdev import fds
 from hostdev.wire.vhost_user import BackendRequest, message
 
 log = logging.getLogger(__name__)
+
+# linux/sockios.h: how much of what was sent the other side has not read; for unix sockets in bytes of kernel memory.
+_SIOCOUTQ = 0x5411
+_INT = struct.Struct("i")
+
+_CHANGE = message(BackendRequest.CONFIG_CHANGE_MSG, 0, b"")
+_HEAD, _REST = _CHANGE[:1], _CHANGE[1:]
+# With the same first byte, a request that nobody knows: QEMU says so on its standard error and goes on.
+_NOTHING = message(0x7FFF_FF00 | _CHANGE[0], 0, b"")
+_REST_OF_NOTHING = _NOTHING[1:]
 
 
 class BackendChannel:
@@ -20,23 +40,50 @@ class BackendChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._broken = False
+        self.is_half_sent = False
+        # Readable when the front end has read something: poll() itself knows of no such event.
+        self._taking = select.epoll()
+        self._taking.register(sock, select.EPOLLOUT | select.EPOLLET)
 
-    def tell_config_change(self) -> bool:
-        """Have the front end tell its guest to read config space again. False if it takes no message at the moment.
+    def fileno(self) -> int:
+        """The descriptor to wait on, with POLLIN, for was_taken() to change."""
+        return self._taking.fileno()
 
-        A front end that has closed its end is not told: its guest finds the change when it looks.
+    def begin(self) -> bool:
+        """Send the first part. False if the front end has not read what came before: nothing is sent then.
+
+        A front end that has closed its end is not told: its guest finds a change when it looks.
         """
+        if not self.was_taken():
+            return False
+        self.is_half_sent = self._send(_HEAD)
+        return self.is_half_sent or self._broken
+
+    def was_taken(self) -> bool:
+        """True once the front end has read all that was sent."""
+        self._taking.poll(0)
         if self._broken:
             return True
+        (unread,) = _INT.unpack(fcntl.ioctl(self._socket, _SIOCOUTQ, _INT.pack(0)))
+        return bool(unread == 0)
+
+    def finish(self, *, has_stopped: bool) -> None:
+        """Send the second part. There is room for it, as nothing but the first can be unread."""
+        self.is_half_sent = False
+        self._send(_REST_OF_NOTHING if has_stopped else _REST)
+
+    def _send(self, data: bytes) -> bool:
         try:
-            fds.send(self._socket, message(BackendRequest.CONFIG_CHANGE_MSG, 0, b""))
+            return fds.send(self._socket, data) == len(data)
         except BlockingIOError:
             return False
         except OSError as error:
+            if not self._broken:
+                log.warning("the front end takes no messages any more: %s", error.strerror)
             self._broken = True
-            log.warning("the front end takes no messages any more: %s", error.strerror)
-        return True
+            return False
 
     def close(self) -> None:
         """Close it."""
+        self._taking.close()
         self._socket.close()

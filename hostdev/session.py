@@ -81,6 +81,12 @@ class Session:
         finally:
             close_all(arrived.fds)
 
+    @property
+    def may_tell(self) -> bool:
+        """True while the back end may speak first: the front end uses its rings, and has not begun to stop them."""
+        started = [ring for ring in self.rings if ring.started]
+        return bool(started) and all(ring.enabled for ring in started)
+
     def close(self) -> None:
         """The front end has gone: stop every ring, unmap and close everything."""
         self._vrings.close()

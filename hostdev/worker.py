@@ -20,6 +20,8 @@ from pathlib import Path
 from hostdev import fds
 from hostdev.balloon import Balloon, Step
 from hostdev.commands import Commands
+from hostdev.config_teller import ConfigTeller
+from hostdev.control_end import ControlEnd
 from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
 from hostdev.isolation import isolate
@@ -28,15 +30,12 @@ from hostdev.session import Session
 from hostdev.trace import TraceFile, Tracer
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.wire.channel import ANSWER, MAX_DATAGRAM, Action, Answer
-from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
 
 log = logging.getLogger(__name__)
 
 # How stale the metrics file may be, in seconds, while something changes. While nothing does there is no wake-up.
 METRICS_PERIOD = 0.5
-# Seconds until a front end that takes no message is tried again. QEMU reads such messages at once, unless it hangs.
-RETRY_PERIOD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class Worker:
     ) -> None:
         """channel: to the keeper. control: to the control process, if there is one."""
         self._channel = channel
-        self._control = control
         self._metrics = Metrics()
         self._metrics_file = options.metrics_file
         self._metrics_due: float | None = None
@@ -68,13 +66,13 @@ class Worker:
         self.balloon = Balloon(options.features, discarder, self._metrics, self._trace)
         self.session = Session(self.balloon, self._metrics, self._trace)
         self._commands = Commands(self.balloon, self.session)
+        self._teller = ConfigTeller(self.balloon, self.session)
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
-        if control is not None:
-            self._poll.register(control, select.POLLIN)
+        self._control = ControlEnd(control, self._commands, self._poll)
         self._kicks: dict[int, int] = {}
         self._runnable: set[int] = set()
-        self._retry_due: float | None = None
+        self._awaited: int | None = None
 
     def run(self) -> None:
         """Serve until the keeper closes the channel."""
@@ -91,7 +89,7 @@ class Worker:
         events = dict(self._poll.poll(self._timeout()))
         if events.pop(self._channel.fileno(), 0) and not self._serve_channel():
             return False
-        if self._control is not None and (mask := events.pop(self._control.fileno(), 0)):
+        if (number := self._control.number) is not None and (mask := events.pop(number, 0)):
             self._serve_control(mask)
         for number in events:
             self._take_kick(number)
@@ -104,7 +102,7 @@ class Worker:
         """Milliseconds until the loop must look up without being called; None for as long as it takes."""
         if self._runnable:
             return 0
-        moments = [self._metrics_due, self.balloon.due(), self._commands.due(), self._retry_due]
+        moments = [self._metrics_due, self.balloon.due(), self._commands.due(), self._teller.due()]
         next_one = min((moment for moment in moments if moment is not None), default=None)
         # Rounded up, or poll() comes back a moment before the time and the loop spins until then.
         return None if next_one is None else math.ceil(max(0.0, next_one - time.monotonic()) * 1000)
@@ -115,29 +113,36 @@ class Worker:
             for index in self.balloon.tick(self._kicks.values()):
                 self._signal(index)
             self._commands.tick()
-            self._tell_config_change()
+            self._teller.tell(has_message=self._has_message())
+            self._watch_teller()
         except Exception:
             log.exception("unexpected error between two steps")
             self.balloon.make_inert("an unexpected error between two steps")
             # Or the same would come again, at once and for ever.
             self.balloon.statistics.due = None
             self._commands.fail_all()
-        self._send_answers()
+        if self._teller.is_settled:
+            self._control.flush()
         if self._metrics_due is not None and time.monotonic() >= self._metrics_due:
             self._write_metrics()
 
-    def _tell_config_change(self) -> None:
-        """Tell it if it may be told: while all rings are stopped a back end must not send any message."""
-        self._retry_due = None
-        if not self.balloon.space.changed or not self.balloon.is_running:
-            return
-        channel = self.session.backend_channel
-        if channel is None or channel.tell_config_change():
-            self.balloon.space.changed = False
-        else:
-            self._retry_due = time.monotonic() + RETRY_PERIOD
+    def _watch_teller(self) -> None:
+        """Wait for the front end to take what it is being told, as long as it is."""
+        wanted = self._teller.waits_for()
+        if wanted != self._awaited:
+            if self._awaited is not None:
+                self._poll.unregister(self._awaited)
+            if wanted is not None:
+                self._poll.register(wanted, select.POLLIN)
+            self._awaited = wanted
 
     # The keeper's channel
+
+    def _has_message(self) -> bool:
+        """True if there is one to handle first: it may be the first of those that stop the rings."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _serve_channel(self) -> bool:
         """Answer one message with one datagram. False when the keeper has closed."""
@@ -187,54 +192,16 @@ class Worker:
     # The control process
 
     def _serve_control(self, mask: int) -> None:
-        """Carry out one command; forget the control process if it has gone, and with it all who asked."""
-        assert self._control is not None
-        if mask & select.POLLOUT:
-            self._send_answers()
-        if not mask & ~select.POLLOUT:
+        """Carry out one command."""
+        envelope = self._control.receive(mask)
+        if envelope is None:
             return
-        try:
-            data = self._control.recv(MAX_ENVELOPE, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            data = b""
-        if data:
-            self._execute(ENVELOPE.decode(data))
-        else:
-            self._leave_control()
-
-    def _execute(self, envelope: Envelope) -> None:
         try:
             self._commands.handle(envelope)
         except Exception:
             log.exception("unexpected error in a command")
             self._commands.fail(envelope.id)
         self._touch_metrics()
-
-    def _send_answers(self) -> None:
-        """Send what is due, as far as the control process takes it; what is left goes when it takes more."""
-        outgoing = self._commands.outgoing
-        if self._control is None:
-            outgoing.clear()
-            return
-        try:
-            while outgoing:
-                self._control.send(ENVELOPE.encode(outgoing[0]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                outgoing.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._leave_control()
-            return
-        self._poll.modify(self._control, select.POLLIN | (select.POLLOUT if outgoing else 0))
-
-    def _leave_control(self) -> None:
-        assert self._control is not None
-        self._poll.unregister(self._control)
-        self._control.close()
-        self._control = None
-        self._commands.forget_all()
 
     # Rings
 

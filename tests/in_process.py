@@ -5,6 +5,7 @@ For tests that look inside, or that must stop the device between two steps. Not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 from hostdev import fds
 from hostdev.balloon import Balloon, Step
 from hostdev.commands import Commands
+from hostdev.config_teller import ConfigTeller
 from hostdev.discard import AUTO, Discarder
 from hostdev.driver import FrontendError, GuestMemory
 from hostdev.errors import RingError
@@ -73,7 +75,9 @@ class InProcess(Frontend):
         )
         self.session = Session(self.balloon, self.metrics)
         self.commands = Commands(self.balloon, self.session, clock=lambda: self.now)
+        self.teller = ConfigTeller(self.balloon, self.session, clock=lambda: self.now)
         self._replies: list[bytes] = []
+        self._told = b""
 
     def send_raw(self, data: bytes, descriptors: Sequence[fds.Fd] = ()) -> None:
         header = wire.HEADER.decode(data[: wire.HEADER_SIZE])
@@ -114,6 +118,18 @@ class InProcess(Frontend):
         )
         self.commands.tick()
         return signalled
+
+    def told(self) -> list[int]:
+        """Take the back end's steps to tell of config space, and read what arrives. Returns the requests that did."""
+        for _ in range(3):
+            self.teller.tell(has_message=False)
+            with contextlib.suppress(BlockingIOError):
+                self._told += self.backend_channel.recv(1 << 16, socket.MSG_DONTWAIT)
+        requests = []
+        while len(self._told) >= wire.HEADER_SIZE:
+            requests.append(wire.HEADER.decode(self._told[: wire.HEADER_SIZE]).request)
+            self._told = self._told[wire.HEADER_SIZE :]
+        return requests
 
     def ask(self, number: int, name: str, /, **arguments: object) -> None:
         """Send a command of the control socket; answers() has what comes of it."""

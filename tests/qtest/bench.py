@@ -14,13 +14,15 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from balloonlab.device import DeviceProcess
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
 from qmp_glue.commandline import Machine, VhostUserBalloon
-from qmp_glue.errors import VmError
+from qmp_glue.errors import CommandFailedError, VmError
 from qmp_glue.find import Qemu
+from qmp_glue.monitor import open_monitor
 from qmp_glue.qtest import Qtest
 from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
 from qmp_glue.vm import VirtualMachine
@@ -44,8 +46,10 @@ FEATURES = BALLOON_FEATURES | Feature.RING_INDIRECT_DESC | Feature.VERSION_1
 # QEMU's own, with all that ours offers by default; its hinting wants a thread of its own.
 BUILT_IN = (
     *("-object", "iothread,id=hinting"),
-    *("-device", "virtio-balloon-pci,free-page-reporting=on,free-page-hint=on,iothread=hinting"),
+    *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,free-page-hint=on,iothread=hinting"),
 )
+# Under this path either device has QEMU's properties of a balloon.
+QOM_PATH = "/machine/peripheral/balloon0"
 
 
 class Bench:
@@ -54,8 +58,10 @@ class Bench:
     def __init__(self, qemu: Qemu, folder: Path, *, ours: bool) -> None:
         self.ours = ours
         self._runner = asyncio.Runner()
-        self._process = DeviceProcess(folder, discard="auto") if ours else None
+        self._process = DeviceProcess(folder, discard="auto", control=True) if ours else None
+        self._stack = contextlib.AsyncExitStack()
         self._qemu = qemu
+        self.is_spent = False
         self.rings: dict[Role, PciRing] = {}
 
     def start(self) -> None:
@@ -86,16 +92,83 @@ class Bench:
         with self.vm.ram_file.open("r+b") as ram:
             self._ram = mmap.mmap(ram.fileno(), RAM_BYTES)
         self.device = VirtioPciDevice.find(self.qtest)
+        self._balloon_monitor = self.vm.monitor
+        if self._process is not None:
+            self._connect(self._process.control_path)
+
+    def _connect(self, path: Path) -> None:
+        self._balloon_monitor = self._runner.run(self._stack.enter_async_context(open_monitor(path)))
+
+    def reconnect(self) -> None:
+        """Leave our device's control socket, with whatever is under way there, and come back."""
+        assert self._process is not None
+        self._runner.run(self._stack.aclose())
+        self._connect(self._process.control_path)
 
     @property
     def is_alive(self) -> bool:
-        """Whether QEMU still runs, and our device with it."""
+        """Whether QEMU still runs, and our device with it, and neither was left as it cannot be renewed."""
         device_ended = self._process is not None and self._process.returncode is not None
-        return self.vm.returncode is None and not device_ended
+        return self.vm.returncode is None and not device_ended and not self.is_spent
 
     def qmp(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Execute a QMP command."""
         return self._runner.run(self.vm.execute(command, arguments))
+
+    def command(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401
+        """Execute a command where the balloon takes it: QEMU's monitor for its own, the control socket for ours."""
+        return self._runner.run(self._balloon_monitor.execute(command, arguments))
+
+    def begin(self, command: str) -> asyncio.Task[Any]:
+        """Send a command that takes its time; finish() has its answer."""
+        task = self._runner.get_loop().create_task(self._balloon_monitor.execute(command))
+        self._runner.run(asyncio.sleep(0))
+        return task
+
+    def begin_all(self, command: str, arguments: Sequence[Mapping[str, object]]) -> asyncio.Future[list[Any]]:
+        """Send one command after another, each when the one before is answered, while other things go on."""
+
+        async def send() -> list[Any]:
+            return [await self._balloon_monitor.execute(command, each) for each in arguments]
+
+        task = self._runner.get_loop().create_task(send())
+        self._runner.run(asyncio.sleep(0))
+        return task
+
+    def finish(self, task: asyncio.Future[Any]) -> Any:  # noqa: ANN401
+        """Wait for the answer of what begin() has sent."""
+        return self._runner.run(asyncio.wait_for(task, WAIT_SECONDS))
+
+    def forget(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the end of what begin() has sent, whatever it is."""
+        self._runner.run(asyncio.wait([task]))
+
+    def refused(self, command: str, arguments: Mapping[str, object]) -> str:
+        """Return the words in which a command is refused."""
+        try:
+            answer = self.command(command, arguments)
+        except CommandFailedError as error:
+            return f"{error.error_class}: {error.description}"
+        raise AssertionError(f"{command} was not refused: {answer}")
+
+    def await_event(self, name: str, data: dict[str, object]) -> None:
+        """Wait for an event of the balloon with this data; others, of cases before, are passed over."""
+        while self._runner.run(self._balloon_monitor.wait_event(name, seconds=WAIT_SECONDS))["data"] != data:
+            pass
+
+    def statistics(self) -> dict[str, int]:
+        """Return the guest's statistics as the balloon has them."""
+        answer = self.command("qom-get", {"path": QOM_PATH, "property": "guest-stats"})
+        return dict(answer["stats"])
+
+    def set_interval(self, seconds: object) -> dict[str, object]:
+        """The arguments that make the balloon ask for statistics every so often."""
+        return {"path": QOM_PATH, "property": "guest-stats-polling-interval", "value": seconds}
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass for QEMU's balloon, whose clock stands still here; ours goes by the host's."""
+        if not self.ours:
+            self.qtest.clock_step(int(seconds * 1e9))
 
     def system_reset(self) -> None:
         """Reset the whole machine, and find the device again: it has lost its BARs."""
@@ -104,8 +177,10 @@ class Bench:
         self.device = VirtioPciDevice.find(self.qtest)
 
     def renew(self) -> None:
-        """Take the device back to reset, what a driver writes of its config space to zero, the RAM back to empty."""
+        """Take the device back to reset, what is set of it to what it was, the RAM back to empty."""
         self.device.reset()
+        self.command("balloon", {"value": RAM_BYTES})
+        self.command("qom-set", self.set_interval(0))
         for field in ("actual", "poison_val"):
             self.device.write_config(offset_of(field), 4, 0)
         self.rings.clear()
@@ -116,6 +191,7 @@ class Bench:
         try:
             with contextlib.suppress(AttributeError):
                 self._ram.close()
+            self._runner.run(self._stack.aclose())
             if hasattr(self, "vm"):
                 self._runner.run(self.vm.close())
                 self.qtest.close()

@@ -17,6 +17,7 @@ from hostdev.statistics import ABSENT
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, STATISTIC, Config, Feature, Role, Statistic
 from hostdev.wire.control import Envelope, Kind
+from hostdev.wire.vhost_user import BackendRequest
 from tests.in_process import MIB, PAGE, InProcess
 
 INFLATE, DEFLATE, STATISTICS, HINT, REPORTING = Role
@@ -43,16 +44,10 @@ def early() -> Iterator[InProcess]:
 
 
 def config_messages(guest: InProcess) -> int:
-    """Whether the driver is to be told of a change, as the worker does it; how many messages the front end got."""
-    if guest.balloon.space.changed and guest.balloon.is_running:
-        assert guest.session.backend_channel is not None
-        guest.session.backend_channel.tell_config_change()
-        guest.balloon.space.changed = False
-    guest.backend_channel.setblocking(False)
-    try:
-        return len(guest.backend_channel.recv(1 << 16)) // wire.HEADER_SIZE
-    except BlockingIOError:
-        return 0
+    """How many messages the front end gets that tell of a change."""
+    requests = guest.told()
+    assert set(requests) <= {BackendRequest.CONFIG_CHANGE_MSG}
+    return len(requests)
 
 
 def test_an_unknown_command(guest: InProcess) -> None:

@@ -20,7 +20,7 @@ def document(figures: dict[str, dict[str, Any]], not_passed: list[str]) -> dict[
 
 
 def test_cells() -> None:
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         "t::a[x]": {"feature": "inflate", "suite": "x", "seen": "1 s"},
         "t::a[y]": {"feature": "inflate", "suite": "y", "seen": "2 s"},
         "t::b[y]": {"feature": "reset", "suite": "y", "seen": "kept", "more": 5},

@@ -1,0 +1,71 @@
+"""When the front end is told that config space has changed, and when that has reached it.
+
+Not while it stops its rings or has stopped them: a back end must not send any message then, and QEMU dies of this one,
+which is why it goes in two parts (backend_channel.py). Used by worker.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hostdev.balloon import Balloon
+from hostdev.session import Session
+
+# Seconds that answers wait for the front end to be told. QEMU takes 50 us; one that takes longer than this hangs, and its
+# user will want to know what the device has to say.
+TAKING_SECONDS = 1.0
+
+
+class ConfigTeller:
+    """Watches one device's config space on behalf of its front end."""
+
+    def __init__(
+        self, balloon: Balloon, session: Session, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._balloon = balloon
+        self._session = session
+        self._clock = clock
+        self._began = 0.0
+
+    def tell(self, *, has_message: bool) -> None:
+        """Take the next step. has_message: the front end has sent something that was not handled yet."""
+        channel = self._session.backend_channel
+        if channel is None:
+            # It reads config space when its guest does, and wants to be told nothing.
+            self._balloon.space.changed = False
+        elif channel.is_half_sent:
+            self._go_on()
+        elif self._balloon.space.changed and self._session.may_tell and not has_message and channel.begin():
+            self._began = self._clock()
+
+    def _go_on(self) -> None:
+        channel = self._session.backend_channel
+        assert channel is not None
+        if not self._session.may_tell:
+            channel.finish(has_stopped=True)
+        elif channel.was_taken():
+            self._balloon.space.changed = False
+            channel.finish(has_stopped=False)
+
+    @property
+    def is_settled(self) -> bool:
+        """True unless the front end is being told at this moment, for as long as that is worth waiting for.
+
+        Who asked for a change is answered only then: what is done next may depend on it.
+        """
+        channel = self._session.backend_channel
+        waiting = channel is not None and channel.is_half_sent
+        return not waiting or self._clock() >= self._began + TAKING_SECONDS
+
+    def waits_for(self) -> int | None:
+        """Return the descriptor that is readable when there is a next step, None if there is none to wait for."""
+        channel = self._session.backend_channel
+        if channel is None:
+            return None
+        is_held_up = self._balloon.space.changed and self._session.may_tell and not channel.was_taken()
+        return channel.fileno() if channel.is_half_sent or is_held_up else None
+
+    def due(self) -> float | None:
+        """When to look again at the latest, by the clock; None for never."""
+        return None if self.is_settled else self._began + TAKING_SECONDS
