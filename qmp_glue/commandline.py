@@ -1,8 +1,8 @@
 """A machine as a value, and the QEMU command line that makes it.
 
-Pure: nothing is opened, started or looked up. Guest RAM is always one shared memfd, because a device outside QEMU can
-give back only memory that it can map, and because its blocks then measure the guest's footprint whichever balloon the
-machine has. vm.py runs the result; people print it to copy from.
+Pure: nothing is opened, started or looked up. Guest RAM is always shared memfds, one or one a NUMA node, because a device
+outside QEMU can give back only memory that it can map, and because their blocks then measure the guest's footprint
+whichever balloon the machine has. vm.py runs the result; people print it to copy from.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from qmp_glue.device_words import device_option, escaped
+from qmp_glue.board import PLAIN, RAM_ALIGNMENT_BYTES, Board, root_port
+from qmp_glue.device_words import Transport, device_option, escaped
 from qmp_glue.errors import MachineError
 
 __all__ = [
     "AGENT_PORT",
+    "BALLOON_CHARDEV",
     "BuiltInBalloon",
     "Channel",
     "Machine",
@@ -23,12 +25,12 @@ __all__ = [
     "arguments",
     "escaped",
     "inherited_fds",
+    "memory_sizes",
 ]
 
 AGENT_PORT = "org.vhost-user-balloon.agent.0"
+BALLOON_CHARDEV = "balloon"
 MEMORY_ID = "mem"
-# QEMU rounds -m up to this and then refuses a backend of another size (system/vl.c, set_memory_options, 11.1).
-RAM_ALIGNMENT_BYTES = 8192
 
 # The path of a UNIX socket, or the number of a connected one that QEMU inherits: no path, nothing to clean up.
 Channel: TypeAlias = Path | int
@@ -36,9 +38,14 @@ Channel: TypeAlias = Path | int
 
 @dataclass(frozen=True)
 class VhostUserBalloon:
-    """A balloon outside QEMU: a backend that listens on a path, or the other end of an inherited socket."""
+    """A balloon outside QEMU: a backend that listens on a path, or the other end of an inherited socket.
+
+    Unless ``plugged``, QEMU starts with the connection and without the device, which device_add brings later:
+    hotplug.plug_balloon().
+    """
 
     channel: Channel
+    plugged: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,14 @@ class BuiltInBalloon:
 
 @dataclass(frozen=True)
 class Machine:
-    """An x86-64 q35 machine. Raises MachineError when it is made of what QEMU would refuse.
+    """An x86-64 machine. Raises MachineError when it is made of what QEMU would refuse.
 
     ``agent``, ``qmp`` and ``qtest`` given as paths are listened on by QEMU; a balloon's path is connected to.
     ``extra`` stands last on the command line, word by word.
     """
 
     memory_bytes: int
+    board: Board = PLAIN
     cpus: int = 1
     accelerator: Literal["kvm", "tcg", "qtest"] = "tcg"
     kernel: Path | None = None
@@ -75,6 +83,13 @@ class Machine:
             raise MachineError(
                 f"memory of {self.memory_bytes} bytes: give a positive multiple of {RAM_ALIGNMENT_BYTES} bytes"
             )
+        if self.board.nodes and sum(self.board.nodes) != self.memory_bytes:
+            raise MachineError(
+                f"NUMA nodes of {sum(self.board.nodes)} bytes in all, memory of {self.memory_bytes}: make them equal"
+            )
+        unplugged = isinstance(self.balloon, VhostUserBalloon) and not self.balloon.plugged
+        if unplugged and not self.board.root_ports:
+            raise MachineError("a balloon to be plugged later, and no port for it: give a q35 root ports")
         if self.cpus < 1:
             raise MachineError(f"{self.cpus} CPUs: give one or more")
         if self.kernel is None and (self.initrd is not None or self.append):
@@ -82,6 +97,11 @@ class Machine:
         for field in fields(self):
             if "\0" in str(getattr(self, field.name)):
                 raise MachineError(f"{field.name} holds a NUL byte, which no command line can: remove it")
+
+
+def memory_sizes(machine: Machine) -> tuple[int, ...]:
+    """Return the bytes of each memory backend, in the order in which QEMU makes them."""
+    return machine.board.nodes or (machine.memory_bytes,)
 
 
 def inherited_fds(machine: Machine) -> tuple[int, ...]:
@@ -94,13 +114,15 @@ def inherited_fds(machine: Machine) -> tuple[int, ...]:
 def arguments(machine: Machine) -> list[str]:
     """Return the words after QEMU's own, as qmp_glue.find.Qemu.argv has it."""
     return [
-        *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+        *("-no-user-config", "-nodefaults", "-display", "none"),
+        *([] if machine.board.reboots else ["-no-reboot"]),
+        *_board(machine),
         *_memory(machine),
         *("-accel", machine.accelerator, "-smp", str(machine.cpus)),
         *_boot(machine),
         *_console(machine),
-        *_balloon(machine.balloon),
-        *_agent(machine.agent),
+        *_balloon(machine),
+        *_agent(machine),
         *_qmp(machine.qmp),
         *_qtest(machine.qtest),
         *(["-S"] if machine.paused else []),
@@ -108,10 +130,42 @@ def arguments(machine: Machine) -> list[str]:
     ]
 
 
+def _board(machine: Machine) -> list[str]:
+    board = machine.board
+    if board.kind == "microvm":
+        return _microvm(machine)
+    ports = [
+        f"pcie-root-port,id={root_port(number)},chassis={number + 1}" for number in range(board.root_ports)
+    ]
+    return [
+        "-machine",
+        "q35" if board.nodes else f"q35,memory-backend={MEMORY_ID}",
+        *(word for port in ports for word in ("-device", port)),
+    ]
+
+
+def _microvm(machine: Machine) -> list[str]:
+    """ACPI shows the virtio-mmio devices to the guest, and brings power-off and reset.
+
+    Linux takes ACPI without old hardware for a machine without a PIC, and does not mask one: the first timer tick would
+    end it by a division error. And it has only the PIT to learn its clock from, which fails beside other load, unless
+    both are counted in instructions. Seen with 6.1 to 7.3 under TCG, in every third boot.
+    """
+    words = ["-machine", f"microvm,acpi=on,pcie=off,pic=off,memory-backend={MEMORY_ID}"]
+    if machine.accelerator == "tcg":
+        words += ["-icount", "shift=auto"]
+    return words if machine.board.force_legacy else [*words, "-global", "virtio-mmio.force-legacy=false"]
+
+
 def _memory(machine: Machine) -> list[str]:
-    size = machine.memory_bytes
-    backend = f"memory-backend-memfd,id={MEMORY_ID},size={size},share=on"
-    return ["-machine", f"q35,memory-backend={MEMORY_ID}", "-object", backend, "-m", f"{size}B"]
+    """One backend is the machine's, which names it; several are each a NUMA node's."""
+    words = ["-m", f"{machine.memory_bytes}B"]
+    for number, size in enumerate(memory_sizes(machine)):
+        name = f"{MEMORY_ID}{number}" if machine.board.nodes else MEMORY_ID
+        words += ["-object", f"memory-backend-memfd,id={name},size={size},share=on"]
+        if machine.board.nodes:
+            words += ["-numa", f"node,nodeid={number},memdev={name}"]
+    return words
 
 
 def _boot(machine: Machine) -> list[str]:
@@ -126,28 +180,31 @@ def _console(machine: Machine) -> list[str]:
     return ["-chardev", f"file,id=console,path={escaped(machine.console)}", "-serial", "chardev:console"]
 
 
-def _balloon(balloon: VhostUserBalloon | BuiltInBalloon | None) -> list[str]:
-    match balloon:
+def _driver(name: str, board: Board) -> str:
+    """Return what one of QEMU's own virtio devices is called on the board's bus."""
+    return f"{name}-pci" if board.kind == "q35" else f"{name}-device"
+
+
+def _balloon(machine: Machine) -> list[str]:
+    match machine.balloon:
         case None:
             return []
         case BuiltInBalloon(free_page_reporting=reporting):
-            return ["-device", f"virtio-balloon-pci,free-page-reporting={'on' if reporting else 'off'}"]
-    chardev = _socket("balloon", balloon.channel, listen=False)
-    return ["-chardev", chardev, "-device", device_option("balloon")]
+            driver = _driver("virtio-balloon", machine.board)
+            return ["-device", f"{driver},free-page-reporting={'on' if reporting else 'off'}"]
+    chardev = ["-chardev", _socket(BALLOON_CHARDEV, machine.balloon.channel, listen=False)]
+    if not machine.balloon.plugged:
+        return chardev
+    transport: Transport = "pci" if machine.board.kind == "q35" else "mmio"
+    return [*chardev, "-device", device_option(BALLOON_CHARDEV, transport=transport)]
 
 
-def _agent(channel: Channel | None) -> list[str]:
-    if channel is None:
+def _agent(machine: Machine) -> list[str]:
+    if machine.agent is None:
         return []
     port = f"virtserialport,chardev=agent,name={AGENT_PORT}"
-    return [
-        "-device",
-        "virtio-serial-pci",
-        "-chardev",
-        _socket("agent", channel, listen=True),
-        "-device",
-        port,
-    ]
+    chardev = _socket("agent", machine.agent, listen=True)
+    return ["-device", _driver("virtio-serial", machine.board), "-chardev", chardev, "-device", port]
 
 
 def _qmp(channel: Channel | None) -> list[str]:

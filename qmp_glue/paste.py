@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from xml.etree import ElementTree as ET
 
-from qmp_glue.commandline import RAM_ALIGNMENT_BYTES
+from qmp_glue.board import RAM_ALIGNMENT_BYTES
 from qmp_glue.device_words import device_option, socket_option
 from qmp_glue.errors import MachineError
 

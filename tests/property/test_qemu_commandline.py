@@ -14,13 +14,14 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmp_glue.board import MAX_ROOT_PORTS, RAM_ALIGNMENT_BYTES, Board
 from qmp_glue.commandline import (
-    RAM_ALIGNMENT_BYTES,
     BuiltInBalloon,
     Machine,
     VhostUserBalloon,
     arguments,
     inherited_fds,
+    memory_sizes,
 )
 from qmp_glue.inspect import inspect_arguments
 from qmp_glue.machine_setup import setup_of
@@ -31,24 +32,45 @@ path_texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_
 paths = path_texts.map(Path)
 fds = st.integers(3, 1023)
 channels = st.one_of(paths, fds)
-balloons = st.one_of(
-    st.none(),
-    st.builds(VhostUserBalloon, channels),
-    st.builds(BuiltInBalloon, free_page_reporting=st.booleans()),
+sizes = st.integers(1, 1 << 28).map(lambda units: units * RAM_ALIGNMENT_BYTES)
+q35s = st.builds(
+    Board,
+    nodes=st.lists(sizes, max_size=4).map(tuple),
+    root_ports=st.integers(0, MAX_ROOT_PORTS),
+    reboots=st.booleans(),
 )
-machines = st.builds(
-    Machine,
-    memory_bytes=st.integers(1, 1 << 28).map(lambda units: units * RAM_ALIGNMENT_BYTES),
-    cpus=st.integers(1, 64),
-    kernel=paths,
-    initrd=st.one_of(st.none(), paths),
-    append=st.text(st.characters(exclude_characters="\0", codec="utf-8")),
-    console=st.one_of(st.none(), paths),
-    balloon=balloons,
-    agent=st.one_of(st.none(), channels),
-    qmp=st.one_of(st.none(), channels),
-    paused=st.booleans(),
-)
+microvms = st.builds(Board, kind=st.just("microvm"), reboots=st.booleans(), force_legacy=st.booleans())
+
+
+def balloons_for(board: Board) -> st.SearchStrategy[VhostUserBalloon | BuiltInBalloon | None]:
+    """Balloons of every kind; one that is plugged later needs a port."""
+    plugged = st.booleans() if board.root_ports else st.just(True)
+    return st.one_of(
+        st.none(),
+        st.builds(VhostUserBalloon, channels, plugged=plugged),
+        st.builds(BuiltInBalloon, free_page_reporting=st.booleans()),
+    )
+
+
+def machines_on(board: Board) -> st.SearchStrategy[Machine]:
+    """Machines on a board, with the memory that its NUMA nodes have, if it has any."""
+    return st.builds(
+        Machine,
+        memory_bytes=st.just(sum(board.nodes)) if board.nodes else sizes,
+        board=st.just(board),
+        cpus=st.integers(1, 64),
+        kernel=paths,
+        initrd=st.one_of(st.none(), paths),
+        append=st.text(st.characters(exclude_characters="\0", codec="utf-8")),
+        console=st.one_of(st.none(), paths),
+        balloon=balloons_for(board),
+        agent=st.one_of(st.none(), channels),
+        qmp=st.one_of(st.none(), channels),
+        paused=st.booleans(),
+    )
+
+
+machines = st.one_of(q35s, microvms).flatmap(machines_on)
 
 
 def option_list(text: str) -> dict[str, str]:
@@ -96,7 +118,9 @@ def test_every_value_is_found_again(machine: Machine) -> None:
     assert {name: channel_of(options) for name, options in chardevs.items()} == expected
     assert values(words, "-kernel") == [str(machine.kernel)]
     assert values(words, "-append") == ([machine.append] if machine.append else [])
-    assert option_lists(words, "-object")[0]["size"] == str(machine.memory_bytes)
+    backends = option_lists(words, "-object")
+    assert [int(options["size"]) for options in backends] == list(memory_sizes(machine))
+    assert sum(memory_sizes(machine)) == machine.memory_bytes
     assert values(words, "-S") == ([None] if machine.paused else [])
 
 

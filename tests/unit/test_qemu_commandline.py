@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments, inherited_fds
+from qmp_glue.board import Board, equal_nodes
+from qmp_glue.commandline import (
+    BuiltInBalloon,
+    Machine,
+    VhostUserBalloon,
+    arguments,
+    inherited_fds,
+    memory_sizes,
+)
 from qmp_glue.errors import MachineError
 
 MIB = 1 << 20
@@ -87,12 +96,97 @@ def test_agent_console_and_kernel() -> None:
     assert inherited_fds(machine) == (9, 8)
 
 
+def test_numa_nodes_are_a_backend_each() -> None:
+    machine = Machine(256 * MIB, board=Board(nodes=(64 * MIB, 192 * MIB)))
+    words = arguments(machine)
+    assert after(words, "-machine") == ["q35"]
+    assert after(words, "-object") == [
+        "memory-backend-memfd,id=mem0,size=67108864,share=on",
+        "memory-backend-memfd,id=mem1,size=201326592,share=on",
+    ]
+    assert after(words, "-numa") == ["node,nodeid=0,memdev=mem0", "node,nodeid=1,memdev=mem1"]
+    assert memory_sizes(machine) == (64 * MIB, 192 * MIB)
+
+
+def test_equal_nodes_hold_all_of_memory() -> None:
+    assert equal_nodes(256 * MIB, 2) == (128 * MIB, 128 * MIB)
+    assert equal_nodes(5 * 8192, 2) == (2 * 8192, 3 * 8192)
+
+
+def test_a_microvm_has_its_devices_on_virtio_mmio() -> None:
+    board = Board(kind="microvm")
+    words = arguments(Machine(MIB, board=board, balloon=VhostUserBalloon(7), agent=9))
+    assert after(words, "-machine") == ["microvm,acpi=on,pcie=off,pic=off,memory-backend=mem"]
+    assert after(words, "-global") == []
+    assert after(words, "-device") == [
+        "vhost-user-test-device,chardev=balloon,virtio-id=5,num_vqs=5,config_size=16,vq_size=128",
+        "virtio-serial-device",
+        "virtserialport,chardev=agent,name=org.vhost-user-balloon.agent.0",
+    ]
+    assert after(arguments(Machine(MIB, board=board, balloon=BuiltInBalloon())), "-device") == [
+        "virtio-balloon-device,free-page-reporting=on"
+    ]
+
+
+def test_a_modern_microvm_says_so() -> None:
+    words = arguments(Machine(MIB, board=Board(kind="microvm", force_legacy=False)))
+    assert after(words, "-global") == ["virtio-mmio.force-legacy=false"]
+
+
+@pytest.mark.parametrize(("accelerator", "found"), [("tcg", ["shift=auto"]), ("kvm", []), ("qtest", [])])
+def test_an_emulated_microvm_counts_instructions(
+    accelerator: Literal["tcg", "kvm", "qtest"], found: list[str]
+) -> None:
+    words = arguments(Machine(MIB, board=Board(kind="microvm"), accelerator=accelerator))
+    assert after(words, "-icount") == found
+
+
+def test_a_balloon_to_be_plugged_has_a_connection_and_a_port() -> None:
+    machine = Machine(MIB, board=Board(root_ports=2), balloon=VhostUserBalloon(7, plugged=False))
+    words = arguments(machine)
+    assert after(words, "-chardev") == ["socket,id=balloon,fd=7"]
+    assert after(words, "-device") == [
+        "pcie-root-port,id=port0,chassis=1",
+        "pcie-root-port,id=port1,chassis=2",
+    ]
+    assert inherited_fds(machine) == (7,)
+
+
+def test_a_machine_that_reboots_leaves_out_the_option_that_ends_it() -> None:
+    assert "-no-reboot" not in arguments(Machine(MIB, board=Board(reboots=True)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fix"),
+    [
+        ({"nodes": (MIB, 4096)}, "multiples of 8192"),
+        ({"nodes": (MIB, 0)}, "multiples of 8192"),
+        ({"nodes": (8192,) * 129}, "at most 128"),
+        ({"root_ports": 9}, "0 to 8"),
+        ({"kind": "microvm", "root_ports": 1}, "take a q35"),
+        ({"kind": "microvm", "nodes": (MIB,)}, "take a q35"),
+    ],
+)
+def test_boards_that_cannot_be(wrong: dict[str, object], fix: str) -> None:
+    with pytest.raises(MachineError, match=fix):
+        Board(**wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("wrong", "fix"),
     [
         ({"memory_bytes": 0}, "positive multiple"),
         ({"memory_bytes": MIB + 4096}, "multiple of 8192"),
         ({"memory_bytes": MIB, "cpus": 0}, "one or more"),
+        ({"memory_bytes": MIB, "board": Board(nodes=(8192,))}, "make them equal"),
+        (
+            {
+                "memory_bytes": MIB,
+                "board": Board(kind="microvm"),
+                "balloon": VhostUserBalloon(7, plugged=False),
+            },
+            "q35",
+        ),
         ({"memory_bytes": MIB, "append": "quiet"}, "name a kernel"),
         ({"memory_bytes": MIB, "initrd": Path("/i")}, "name a kernel"),
         ({"memory_bytes": MIB, "kernel": Path("/k\0")}, "NUL"),
