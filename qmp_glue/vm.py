@@ -22,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmp_glue.commandline import Machine, arguments, inherited_fds
+from qmp_glue import ram
+from qmp_glue.commandline import Machine, arguments, inherited_fds, memory_sizes
 from qmp_glue.errors import DeadlineError, MonitorClosedError, QemuExitedError, VmError
 from qmp_glue.monitor import EXECUTE_SECONDS, Monitor
 
@@ -44,7 +45,6 @@ KILL_SECONDS = 10.0  # The kernel has to give back all of guest RAM.
 EOF_SECONDS = 2.0  # From a closed monitor to the end of its process.
 LAST_LINES = 15
 LAST_BYTES = 8192
-BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system (stat(2)).
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +68,7 @@ class VirtualMachine:
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._exited = asyncio.Event()
-        self._ram_file: Path | None = None
+        self._ram_files: list[Path] = []
         self._last_lines: list[str] = []
 
     async def __aenter__(self) -> Self:
@@ -245,44 +245,39 @@ class VirtualMachine:
             self._log.close()
 
     @property
-    def ram_file(self) -> Path:
-        """The memfd of guest RAM as this user may open it: ``/proc/PID/fd/N``. Raises VmError once QEMU has ended."""
+    def ram_files(self) -> list[Path]:
+        """The memfds of guest RAM as this user may open them: ``/proc/PID/fd/N``. Raises VmError once QEMU has ended."""
         if self.returncode is not None:  # the number may be another process's by now
             raise VmError(
                 f"QEMU (pid {self.pid}) has ended, and its guest RAM with it: measure before quit()"
             )
-        if self._ram_file is None:
-            self._ram_file = _find_memfd(self.pid, self.machine.memory_bytes)
-        return self._ram_file
+        if not self._ram_files:
+            self._ram_files = ram.find_ram_files(self.pid, memory_sizes(self.machine))
+        return self._ram_files
+
+    @property
+    def ram_file(self) -> Path:
+        """The one memfd of a machine without NUMA nodes. Raises VmError, also where there are more."""
+        if len(self.ram_files) != 1:
+            raise VmError(f"guest RAM is {len(self.ram_files)} files, one a NUMA node: use ram_files")
+        return self.ram_files[0]
 
     def footprint(self) -> int:
         """Return the bytes of guest RAM that the host holds, in memory or swap. Raises VmError once QEMU has ended.
 
-        Neither RSS nor PSS says this of a file that a second process maps as well.
+        Neither RSS nor PSS says this of files that a second process maps as well.
         """
         try:
-            return self.ram_file.stat().st_blocks * BLOCK_BYTES
+            return ram.footprint(self.ram_files)
         except OSError as error:
             raise VmError(
                 f"guest RAM of pid {self.pid} cannot be measured ({error.strerror}): has QEMU ended?"
             ) from error
 
-
-def _find_memfd(pid: int, size: int) -> Path:
-    """Find the descriptor of QEMU's memory-backend-memfd of this size."""
-    try:
-        for path in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # QEMU may close others meanwhile
-                if (
-                    path.readlink().name.startswith("memfd:memory-backend-memfd")
-                    and path.stat().st_size == size
-                ):
-                    return path
-    except OSError as error:
-        raise VmError(
-            f"descriptors of pid {pid} cannot be listed ({error.strerror}): has QEMU ended?"
-        ) from error
-    raise VmError(f"pid {pid} has no guest RAM of {size} bytes: give the machine a memory-backend-memfd")
+    async def ram_sections(self) -> list[ram.Section]:
+        """Return where the guest sees its RAM, by guest physical address; Section.file counts ram_files."""
+        text = await self.execute("human-monitor-command", {"command-line": "info mtree -f"})
+        return ram.parse_flat_view(str(text))
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

@@ -22,6 +22,7 @@ import pytest
 
 from qmp_glue import monitor as monitor_module
 from qmp_glue import vm as vm_module
+from qmp_glue.board import PLAIN, Board, equal_nodes
 from qmp_glue.commandline import BuiltInBalloon, Machine
 from qmp_glue.errors import (
     CommandDeniedError,
@@ -34,6 +35,8 @@ from qmp_glue.errors import (
 )
 from qmp_glue.find import Qemu, find_qemu
 from qmp_glue.inspect import inspect_running
+from qmp_glue.qtest import Qtest
+from qmp_glue.ram import held
 from qmp_glue.vm import VirtualMachine
 
 MIB = 1 << 20
@@ -142,6 +145,66 @@ def test_guest_ram_is_measured_by_its_blocks(qemu: Qemu) -> None:
             assert vm.footprint() - before == MIB
         with pytest.raises(VmError, match="has ended"):
             vm.footprint()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("memory", "board", "files"),
+    [
+        (64 * MIB, PLAIN, 1),
+        (5 * 1024 * MIB, PLAIN, 1),
+        (96 * MIB, Board(nodes=(32 * MIB, 64 * MIB)), 2),
+        (96 * MIB, Board(nodes=equal_nodes(96 * MIB, 3)), 3),
+        (64 * MIB, Board(kind="microvm"), 1),
+    ],
+    ids=["plain", "above-4G", "two-nodes", "equal-nodes", "microvm"],
+)
+def test_what_a_guest_writes_is_where_the_sections_say(
+    qemu: Qemu, memory: int, board: Board, files: int
+) -> None:
+    """Both ends of every section are written as a guest would, and found in the file, which then holds those pages."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            vm = VirtualMachine(
+                qemu, Machine(memory, board=board, accelerator="qtest", qtest=theirs.fileno())
+            )
+            await vm.start()
+        with Qtest(ours) as qtest:
+            try:
+                assert len(vm.ram_files) == files
+                sections = await vm.ram_sections()
+                assert sum(section.length for section in sections) > memory - MIB
+                ends = [(one, at) for one in sections for at in (0, one.length - 8)]
+                for number, (section, at) in enumerate(ends, 1):
+                    qtest.writeq(section.address + at, number)
+                for number, (section, at) in enumerate(ends, 1):
+                    with vm.ram_files[section.file].open("rb", buffering=0) as ram:
+                        ram.seek(section.offset + at)
+                        assert ram.read(8) == number.to_bytes(8, "little")
+                assert vm.footprint() == sum(length for path in vm.ram_files for _, length in held(path))
+                if files > 1:
+                    with pytest.raises(VmError, match="use ram_files"):
+                        _ = vm.ram_file
+            finally:
+                await vm.close()
+
+    run(main)
+
+
+def test_a_machine_that_reboots_outlives_its_reset(qemu: Qemu) -> None:
+    async def main() -> None:
+        async with VirtualMachine(qemu, Machine(64 * MIB, board=Board(reboots=True))) as vm:
+            with vm.monitor.listen("RESET") as reset:
+                await vm.execute("system_reset")
+                await asyncio.wait_for(reset.get(), WAIT_SECONDS)
+            assert await vm.query_status() == "running"
+        async with VirtualMachine(qemu, Machine(64 * MIB)) as vm:
+            with contextlib.suppress(VmError):
+                await vm.execute("system_reset")
+            assert await vm.wait(seconds=WAIT_SECONDS) == 0
 
     run(main)
 
