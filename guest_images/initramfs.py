@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from guest_images import cpio
 from guest_images.files import atomic_file
@@ -26,6 +26,9 @@ INIT = SOURCES / "init"
 MODULES_DIR = "usr/lib/modules"
 MERGED = ("bin", "lib", "lib64", "sbin")
 EMPTY_DIRECTORIES = ("dev", "proc", "sys", "mnt", "tmp", "run")
+# An image of whole pages ends one page below the top of a microvm's RAM, any other within the last one (QEMU 11.1,
+# hw/i386/x86-common.c): there its firmware has put the ACPI tables, and what is left of them is a matter of luck.
+PAGE = 4096
 CONSOLE = (5, 1)  # Documentation/admin-guide/devices.txt: /dev/console, which init's own output needs
 
 
@@ -68,8 +71,14 @@ def initramfs(tree: Tree, modules: Sequence[Module]) -> Path:
     place = cache_root() / "images" / f"{_digest(tree, modules)}.cpio"
     if not place.is_file():
         with atomic_file(place) as output:
-            cpio.write(with_parents(members(tree, modules)), output)
+            write_padded(members(tree, modules), output)
     return place
+
+
+def write_padded(entries: Iterable[cpio.Entry], output: BinaryIO) -> None:
+    """Write an archive of whole pages: the kernel skips zeroes behind the trailer (init/initramfs.c, do_reset)."""
+    cpio.write(with_parents(entries), output)
+    output.write(bytes(-output.tell() % PAGE))
 
 
 def _digest(tree: Tree, modules: Sequence[Module]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from guest_images import cpio
 from guest_images.__main__ import main
 from guest_images.files import atomic_file, write_atomically
-from guest_images.initramfs import INIT, kernel_command_line, source_digest, with_parents
+from guest_images.initramfs import (
+    INIT,
+    PAGE,
+    kernel_command_line,
+    source_digest,
+    with_parents,
+    write_padded,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +27,16 @@ def test_each_directory_comes_once_and_before_what_lies_in_it() -> None:
     entries = with_parents([cpio.file("a/b/c", b"1"), cpio.file("a/d", b"2"), cpio.directory("a/b")])
     names = [entry.name for entry in entries]
     assert names == ["a", "a/b", "a/b/c", "a/d"]
+
+
+@pytest.mark.parametrize("size", [0, 3000, 4096, 100_000])
+def test_an_image_is_whole_pages_and_ends_in_zeroes(size: int) -> None:
+    output = io.BytesIO()
+    write_padded([cpio.file("a", b"x" * size)], output)
+    archive = output.getvalue()
+    end = archive.index(b"TRAILER!!!") + len(b"TRAILER!!!")
+    assert len(archive) % PAGE == 0
+    assert archive[end:] == bytes(len(archive) - end)
 
 
 def test_the_command_line_ends_the_vm_on_a_panic_and_takes_more_words() -> None:
