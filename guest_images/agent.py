@@ -54,6 +54,8 @@ RUN_DEADLINE_S = 60.0
 # The interval at which a port without a host is looked at: poll() reports its hang-up without end.
 RECONNECT_POLL_MS = 50
 TMPFS = "/mnt"
+# How a call ends the agent, and with which exit status: init does the rest, once the answer is on its way.
+ENDINGS = {"poweroff": 0, "reboot": 64}
 
 
 class AgentError(Exception):
@@ -381,11 +383,11 @@ class Agent:
         self.received = b""
         self.unsent = b""
         self.children: dict[int, Child] = {}
-        self.ending = False
+        self.ending: int | None = None
 
-    def loop(self) -> None:
-        """Serve until `poweroff` has been answered."""
-        while not (self.ending and not self.unsent):
+    def loop(self) -> int:
+        """Serve until one of ENDINGS has been answered; return its exit status."""
+        while self.ending is None or self.unsent:
             poller = select.poll()
             wanted = select.POLLIN if len(self.unsent) < MAX_BACKLOG else 0
             # Without a host there is always something to say: the greeting, as soon as one connects.
@@ -397,6 +399,7 @@ class Agent:
                     self.port_ready(events)
                 else:
                     self.child_ready(self.children[descriptor])
+        return self.ending
 
     def port_ready(self, events: int) -> None:
         """Follow the host: connect, disconnect, requests, room for answers."""
@@ -441,8 +444,8 @@ class Agent:
             request["id"] = int(request["id"])
         except (ValueError, KeyError, TypeError):
             return
-        if call == "poweroff":
-            self.ending = True
+        if call in ENDINGS:
+            self.ending = ENDINGS[call]
             self.unsent += answer(request, lambda _: {})
         elif call in INLINE:
             self.unsent += answer(request, INLINE[call])
@@ -539,11 +542,11 @@ def find_port(name: str) -> str:
     )
 
 
-def main() -> None:
-    """Run on the port named in PORT_NAME."""
+def main() -> int:
+    """Run on the port named in PORT_NAME; return what init is to do, by ENDINGS."""
     write_file("/proc/self/oom_score_adj", "-1000")
-    Agent(os.open(find_port(PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)).loop()
+    return Agent(os.open(find_port(PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)).loop()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

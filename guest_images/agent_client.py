@@ -302,6 +302,13 @@ class AgentClient:
         """Return the guest's kernel log, its first agent.MAX_OUTPUT bytes."""
         return await self._call("dmesg", str, deadline, {})
 
+    async def reboot(self, *, deadline: float = CALL_DEADLINE_S) -> None:
+        """Have the guest reset the machine; where that is no reason for QEMU to end, the agent comes again.
+
+        Ask it anything only after QEMU's event RESET: until then the question may go to the agent that ends.
+        """
+        await self._call("reboot", object, deadline, {})
+
     async def poweroff(self, *, deadline: float = CALL_DEADLINE_S) -> None:
         """Have the guest power off; QEMU then ends by itself."""
         await self._call("poweroff", object, deadline, {})

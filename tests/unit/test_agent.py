@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from guest_images import agent
 from guest_images.agent_client import AgentClient
 from guest_images.errors import AgentRefusedError
+from guest_images.initramfs import INIT
 from tests.unit.agent_process import running_agent
 
 if TYPE_CHECKING:
@@ -182,3 +184,20 @@ def test_freeing_leaves_no_process() -> None:
                 assert process.children() == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", sorted(agent.ENDINGS))
+def test_an_ending_is_answered_and_then_told_to_init(call: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        theirs.setblocking(False)
+        ours.sendall(json.dumps({"id": 1, "call": call}).encode() + b"\n")
+        assert agent.Agent(theirs.fileno()).loop() == agent.ENDINGS[call]
+        theirs.close()
+        said = [json.loads(line) for line in ours.makefile("rb")]
+    assert [line.get("id") for line in said] == [None, 1]
+
+
+def test_init_knows_how_the_agent_asks_for_a_reboot() -> None:
+    assert f"if [ $status -eq {agent.ENDINGS['reboot']} ]" in INIT.read_text()
