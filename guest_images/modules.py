@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Needed to be a guest of ours: the balloon itself, the bus it sits on, and the agent's serial port.
 WANTED = ("virtio_pci", "virtio_console", "virtio_balloon")
+# The bus of a microvm, which a kernel may do without on any other machine.
+OPTIONAL = ("virtio_mmio",)
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
@@ -99,9 +101,13 @@ class ModuleTree:
         """Return whether a module is part of the kernel image."""
         return name in self._builtin
 
-    def closure(self, wanted: Iterable[str] = WANTED) -> list[Module]:
-        """Return the modules to load, in order. Raises ModuleMissingError and ElfError."""
-        return [self._load(name)[0] for name in load_order(wanted, self.info, self.builtin)]
+    def closure(self, wanted: Iterable[str] = WANTED, optional: Iterable[str] = OPTIONAL) -> list[Module]:
+        """Return the modules to load, in order, of the optional ones those there are.
+
+        Raises ModuleMissingError and ElfError.
+        """
+        there = [name for name in optional if self.info(name) is not None]
+        return [self._load(name)[0] for name in load_order((*there, *wanted), self.info, self.builtin)]
 
     def _load(self, name: str) -> tuple[Module, ModuleInfo]:
         if name not in self._modules:

@@ -124,8 +124,8 @@ def test_the_packages_that_hold_a_kernel() -> None:
 
 
 def modules_dir(root: Path, files: dict[str, bytes], builtin: str = "") -> Path:
+    (root / "kernel/drivers").mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        (root / "kernel/drivers").mkdir(parents=True, exist_ok=True)
         (root / "kernel/drivers" / name).write_bytes(data)
     (root / "modules.builtin").write_text(builtin)
     return root
@@ -144,6 +144,14 @@ def test_modules_are_found_in_every_compression_and_put_in_order(tmp_path: Path)
     found = ModuleTree(directory).closure()
     assert [module.name for module in found] == ["virtio", "virtio_console", "virtio_balloon"]
     assert all(module.data.startswith(b"\x7fELF") for module in found)
+
+
+def test_an_optional_module_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    builtin = "drivers/virtio_pci.ko\ndrivers/virtio_console.ko\ndrivers/virtio_balloon.ko\n"
+    assert ModuleTree(modules_dir(tmp_path / "without", {}, builtin)).closure() == []
+    mmio = {"virtio_mmio.ko": elf_files.module("name=virtio_mmio", "depends=")}
+    found = ModuleTree(modules_dir(tmp_path / "with", mmio, builtin)).closure()
+    assert [module.name for module in found] == ["virtio_mmio"]
 
 
 def test_a_kernel_without_the_balloon_names_the_module_and_the_fix(tmp_path: Path) -> None:
