@@ -15,7 +15,7 @@ import msgspec
 
 from guest_images.files import write_atomically
 from guest_images.initramfs import initramfs, source_digest
-from guest_images.kernel import Kernel, debian_kernel, own_kernel
+from guest_images.kernel import CLOUD, Kernel, debian_kernel, own_kernel
 from guest_images.modules import ModuleTree
 from guest_images.userland import userland_tree
 from qmp_glue import debian
@@ -48,17 +48,19 @@ class _Record(msgspec.Struct, frozen=True):
     pvh: bool
 
 
-def build_guest(suite: str, *, progress: Callable[[str], None] = lambda _line: None) -> GuestImage:
-    """Return the guest with Debian's cloud kernel of a suite, one of `qmp_glue.debian.SUITES`.
+def build_guest(
+    suite: str, *, flavour: str = CLOUD, progress: Callable[[str], None] = lambda _line: None
+) -> GuestImage:
+    """Return the guest with Debian's kernel of a suite, one of `qmp_glue.debian.SUITES`, and a flavour, see kernel.py.
 
     What is in the cache is used; Debian's archive is asked for something newer once a day. `progress` gets a line for
     each step that takes long. Raises DebianError where packages cannot be had, and ImageError.
     """
-    record = debian.cache_root() / "guests" / f"{suite}.json"
+    record = debian.cache_root() / "guests" / f"{suite}-{flavour}.json"
     known = _remembered(record, suite)
     if known is not None:
         return known
-    image = _join(debian_kernel(suite, progress=progress), suite, progress)
+    image = _join(debian_kernel(suite, flavour=flavour, progress=progress), suite, progress)
     _remember(record, image)
     return image
 
