@@ -60,12 +60,18 @@ class BackendChannel:
         return self.is_half_sent or self._broken
 
     def was_taken(self) -> bool:
-        """True once the front end has read all that was sent."""
+        """True once the front end has read all that was sent. Else fileno() is readable when it has read something."""
+        # First this, then the look: what is read in between makes it readable again.
         self._taking.poll(0)
+        return not self.has_unread
+
+    @property
+    def has_unread(self) -> bool:
+        """True while there is something that the front end has not read."""
         if self._broken:
-            return True
+            return False
         (unread,) = _INT.unpack(fcntl.ioctl(self._socket, _SIOCOUTQ, _INT.pack(0)))
-        return bool(unread == 0)
+        return bool(unread)
 
     def finish(self, *, has_stopped: bool) -> None:
         """Send the second part. There is room for it, as nothing but the first can be unread."""

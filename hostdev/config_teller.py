@@ -63,7 +63,7 @@ class ConfigTeller:
         channel = self._session.backend_channel
         if channel is None:
             return None
-        is_held_up = self._balloon.space.changed and self._session.may_tell and not channel.was_taken()
+        is_held_up = self._balloon.space.changed and self._session.may_tell and channel.has_unread
         return channel.fileno() if channel.is_half_sent or is_held_up else None
 
     def due(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 
 import pytest
@@ -79,6 +80,18 @@ def test_answers_wait_until_it_has_been_taken(guest: InProcess) -> None:
     assert states == [True, False, False, True]
     assert guest.teller.waits_for() is None
     assert guest.teller.due() is None
+
+
+def test_the_next_step_is_not_missed_whenever_it_comes(guest: InProcess) -> None:
+    """QEMU may take the first part before the worker waits for that: the descriptor must be readable then."""
+    change(guest)
+    guest.teller.tell(has_message=False)
+    assert len(guest.backend_channel.recv(64)) == 1
+    descriptor = guest.teller.waits_for()
+    assert descriptor is not None
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    assert poll.poll(0)
 
 
 def test_a_change_before_the_last_message_was_read(guest: InProcess) -> None:
