@@ -16,7 +16,7 @@ from balloonlab.progress import Progress
 from hostdev.errors import EXIT_PASS
 from qmp_glue.attach import DEFAULT_ID, DETACH_SECONDS, Attachment, attach, detach
 from qmp_glue.errors import CommandFailedError, DeadlineError
-from qmp_glue.monitor import Monitor, open_monitor
+from qmp_glue.monitor import DEVICE_SERVES, Monitor, open_monitor
 
 # The device knows its front end a moment after it has answered it.
 INHIBIT_SECONDS = 5.0
@@ -76,7 +76,7 @@ def run_attach(options: argparse.Namespace, progress: Progress) -> int:
 
 async def _attach(options: argparse.Namespace) -> Attachment:
     async def inhibit() -> None:
-        async with open_monitor(options.control) as device:
+        async with open_monitor(options.control, fix=DEVICE_SERVES) as device:
             await _inhibit(device)
 
     async with open_monitor(options.qmp) as qemu:

@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +23,14 @@ from balloonlab import process
 from balloonlab.errors import DeviceError
 from hostdev.metrics import PREFIX
 from hostdev.wire.balloon import Feature
+from qmp_glue.errors import MonitorClosedError
+from qmp_glue.monitor import DEVICE_SERVES, Monitor, open_monitor
 
 # Seconds from QEMU's end to the device's: it finishes a slice and unmaps.
 END_SECONDS = 5.0
+# Seconds from the start of the device to its control socket: 0.15 s when idle.
+START_SECONDS = 10.0
+CONTROL_POLL_SECONDS = 0.01
 
 _SAMPLE = re.compile(rf"^{PREFIX}_(\w+?)(?:\{{(.*)\}})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -87,9 +94,13 @@ class DeviceProcess:
         features: str = "",
         trace: bool = False,
         control: bool = False,
+        options: Sequence[str] = (),
         name: str = "device",
     ) -> None:
-        """folder: where its log, counters, trace and control socket go. discard, features: its options of that name."""
+        """folder: where its log, counters, trace and control socket go. discard, features: its options of that name.
+
+        options: further ones, as they stand on its command line.
+        """
         self.control_path = folder / f"{name}.qmp"
         self._metrics_file = folder / f".{name}.prom"
         self._log_file = folder / f"{name}.log"
@@ -97,6 +108,7 @@ class DeviceProcess:
             f"--discard={discard}",
             f"--features={features}",
             f"--metrics-file={self._metrics_file}",
+            *options,
         ]
         if trace:
             self._options.append(f"--trace={folder / f'{name}.trace'}")
@@ -152,9 +164,29 @@ class DeviceProcess:
         except FileNotFoundError:
             return Counters()
 
+    @contextlib.asynccontextmanager
+    async def control(self) -> AsyncIterator[Monitor]:
+        """Talk to its control socket, as soon as that is there. Raises MonitorClosedError if it does not come."""
+        end = time.monotonic() + START_SECONDS
+        async with contextlib.AsyncExitStack() as stack:
+            while True:
+                try:
+                    opening = open_monitor(self.control_path, fix=DEVICE_SERVES)
+                    monitor = await stack.enter_async_context(opening)
+                    break
+                except MonitorClosedError:
+                    if time.monotonic() > end or self.returncode is not None:
+                        raise
+                await asyncio.sleep(CONTROL_POLL_SECONDS)
+            yield monitor
+
+    def log_text(self) -> str:
+        """Return what it wrote so far."""
+        return self._log_file.read_text(errors="replace")
+
     def error(self) -> DeviceError:
         """Return the error that says how the device ended."""
-        lines = self._log_file.read_text(errors="replace").splitlines()[-5:]
+        lines = self.log_text().splitlines()[-5:]
         said = "\n  ".join(lines) or "(it wrote nothing)"
         return DeviceError(
             f"the device ended with status {self.returncode}; put right what its last lines name:\n  {said}"

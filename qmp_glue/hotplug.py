@@ -1,7 +1,7 @@
 """A balloon that comes and goes while its guest runs, in a root port of a q35.
 
-The connection to the device is there from QEMU's start (commandline.VhostUserBalloon with ``plugged=False``) and serves
-one plugging: a second device on it would tell its memory as if the first had not told it. Guest tests use it.
+The connection to the device is there from QEMU's start (commandline.VhostUserBalloon with ``plugged=False``) and stays
+when the balloon goes, so that it may come again; attach.py makes one of its own. Guest tests use it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from qmp_glue.board import root_port
-from qmp_glue.commandline import BALLOON_ID, VHOST_USER_DEVICE, balloon_properties
+from qmp_glue.commandline import BALLOON_CHARDEV
+from qmp_glue.device_words import DRIVERS, PROPERTIES
 from qmp_glue.errors import DeadlineError
 
 if TYPE_CHECKING:
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["plug_balloon", "unplug_balloon"]
 
+BALLOON_ID = "balloon"
 # A guest lets its user change their mind for 5 s after the button (PCI Express 5.0, 6.7.1.5), then unbinds the driver.
 UNPLUG_SECONDS = 30.0
 
 
 async def plug_balloon(vm: VirtualMachine, port: int = 0) -> None:
     """Plug the balloon into a root port. The guest's driver takes it up in its own time. Raises VmError."""
-    place = {"driver": f"{VHOST_USER_DEVICE}-pci", "id": BALLOON_ID, "bus": root_port(port)}
-    await vm.execute("device_add", {**place, **balloon_properties()})
+    place = {"driver": DRIVERS["pci"], "id": BALLOON_ID, "bus": root_port(port), "chardev": BALLOON_CHARDEV}
+    await vm.execute("device_add", {**place, **PROPERTIES})
 
 
 async def unplug_balloon(vm: VirtualMachine, *, seconds: float = UNPLUG_SECONDS) -> None:

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["DENIED_COMMANDS", "EXECUTE_SECONDS", "Monitor", "deny", "open_monitor"]
+__all__ = [
+    "DENIED_COMMANDS",
+    "DEVICE_SERVES",
+    "EXECUTE_SECONDS",
+    "QEMU_SERVES",
+    "Monitor",
+    "deny",
+    "open_monitor",
+]
 
 # A synchronous vhost-user message can hold QMP while the device's worker is replaced; longer means something hangs.
 EXECUTE_SECONDS = 30.0
@@ -155,15 +163,22 @@ class Monitor:
                 await self._client.disconnect()
 
 
+# What to do where nobody serves QMP at a path: two programs do that here.
+QEMU_SERVES = "name the socket of -qmp unix:PATH,server=on,wait=off"
+DEVICE_SERVES = "name the socket that vhost-user-balloon was given with --control, and start it first"
+
+
 @contextlib.asynccontextmanager
-async def open_monitor(path: Path, *, seconds: float = GREETING_SECONDS) -> AsyncIterator[Monitor]:
+async def open_monitor(
+    path: Path, *, seconds: float = GREETING_SECONDS, fix: str = QEMU_SERVES
+) -> AsyncIterator[Monitor]:
     """Talk to whoever serves QMP on this UNIX socket: a QEMU, or the device's control socket.
 
-    Raises MonitorClosedError where there is none, and DeadlineError where another client has it.
+    Raises MonitorClosedError with this fix where there is none, and DeadlineError where another client has it.
     """
     monitor = Monitor()
     try:
-        await monitor.connect(await _connected(path), seconds=seconds)
+        await monitor.connect(await _connected(path, fix), seconds=seconds)
     except DeadlineError as error:
         raise DeadlineError(
             f"{path} gives no greeting in {seconds:g} s: QEMU talks to one client at a time, so end the other one, "
@@ -175,14 +190,12 @@ async def open_monitor(path: Path, *, seconds: float = GREETING_SECONDS) -> Asyn
         await monitor.close()
 
 
-async def _connected(path: Path) -> socket.socket:
+async def _connected(path: Path, fix: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, str(path))
     except OSError as error:
         connection.close()
-        raise MonitorClosedError(
-            f"no QMP at {path} ({error.strerror or error}): name the socket of -qmp unix:PATH,server=on,wait=off"
-        ) from error
+        raise MonitorClosedError(f"no QMP at {path} ({error.strerror or error}): {fix}") from error
     return connection

@@ -46,7 +46,7 @@ def huge_pages() -> Iterator[int]:
 
     Also where CI=true: whether a machine lets its pool be filled is no matter of what was installed.
     """
-    wanted = 32
+    wanted = 40
     number, free = HUGE_PAGES / "nr_hugepages", HUGE_PAGES / "free_hugepages"
     if not number.exists():
         pytest.skip("not run: this kernel has no huge pages of 2 MiB")

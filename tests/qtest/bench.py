@@ -19,10 +19,10 @@ from typing import Any
 from balloonlab.device import DeviceProcess
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
+from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import Machine, VhostUserBalloon
 from qmp_glue.errors import CommandFailedError, VmError
 from qmp_glue.find import Qemu
-from qmp_glue.monitor import open_monitor
 from qmp_glue.qtest import Qtest
 from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
 from qmp_glue.vm import VirtualMachine
@@ -55,10 +55,24 @@ QOM_PATH = "/machine/peripheral/balloon0"
 class Bench:
     """One QEMU, one balloon, the driver's hands on it. start() before use, close() on every path."""
 
-    def __init__(self, qemu: Qemu, folder: Path, *, ours: bool) -> None:
+    def __init__(
+        self,
+        qemu: Qemu,
+        folder: Path,
+        *,
+        ours: bool,
+        ram_bytes: int = RAM_BYTES,
+        board: Board = PLAIN,
+        options: Sequence[str] = (),
+    ) -> None:
+        """options: of our device."""
         self.ours = ours
+        self._ram_bytes = ram_bytes
+        self._board = board
         self._runner = asyncio.Runner()
-        self._process = DeviceProcess(folder, discard="auto", control=True) if ours else None
+        self._process: DeviceProcess | None = None
+        if ours:
+            self._process = DeviceProcess(folder, discard="auto", control=True, options=options)
         self._stack = contextlib.AsyncExitStack()
         self._qemu = qemu
         self.is_spent = False
@@ -69,8 +83,9 @@ class Bench:
         balloon = self._process.start() if self._process else None
         ours, theirs = socket.socketpair()
         machine = Machine(
-            RAM_BYTES,
+            self._ram_bytes,
             accelerator="qtest",
+            board=self._board,
             balloon=VhostUserBalloon(balloon.fileno()) if balloon else None,
             qtest=theirs.fileno(),
             extra=() if self.ours else BUILT_IN,
@@ -90,20 +105,20 @@ class Bench:
         # -no-reboot would turn system_reset into the end.
         self.qmp("set-action", {"reboot": "reset"})
         with self.vm.ram_file.open("r+b") as ram:
-            self._ram = mmap.mmap(ram.fileno(), RAM_BYTES)
+            self._ram = mmap.mmap(ram.fileno(), self._ram_bytes)
         self.device = VirtioPciDevice.find(self.qtest)
         self._balloon_monitor = self.vm.monitor
         if self._process is not None:
-            self._connect(self._process.control_path)
+            self._connect(self._process)
 
-    def _connect(self, path: Path) -> None:
-        self._balloon_monitor = self._runner.run(self._stack.enter_async_context(open_monitor(path)))
+    def _connect(self, device: DeviceProcess) -> None:
+        self._balloon_monitor = self._runner.run(self._stack.enter_async_context(device.control()))
 
     def reconnect(self) -> None:
         """Leave our device's control socket, with whatever is under way there, and come back."""
         assert self._process is not None
         self._runner.run(self._stack.aclose())
-        self._connect(self._process.control_path)
+        self._connect(self._process)
 
     @property
     def is_alive(self) -> bool:
@@ -170,6 +185,11 @@ class Bench:
         if not self.ours:
             self.qtest.clock_step(int(seconds * 1e9))
 
+    def device_log(self) -> str:
+        """Return what our device wrote so far."""
+        assert self._process is not None
+        return self._process.log_text()
+
     def system_reset(self) -> None:
         """Reset the whole machine, and find the device again: it has lost its BARs."""
         self.qmp("system_reset")
@@ -179,7 +199,7 @@ class Bench:
     def renew(self) -> None:
         """Take the device back to reset, what is set of it to what it was, the RAM back to empty."""
         self.device.reset()
-        self.command("balloon", {"value": RAM_BYTES})
+        self.command("balloon", {"value": self._ram_bytes})
         self.command("qom-set", self.set_interval(0))
         for field in ("actual", "poison_val"):
             self.device.write_config(offset_of(field), 4, 0)
