@@ -50,7 +50,18 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> Parser:
-    from balloonlab import attach, check, decode, demo, doctor, fidelity, paste, simulate, vhost_user_json  # noqa: PLC0415
+    from balloonlab import (  # noqa: PLC0415
+        attach,
+        check,
+        ctl,
+        decode,
+        demo,
+        doctor,
+        fidelity,
+        paste,
+        simulate,
+        vhost_user_json,
+    )
     from balloonlab.options import Parser  # noqa: PLC0415
 
     parser = Parser(prog=PROGRAM, description="Boot guests, drive them, and measure what they cost the host.")
@@ -60,6 +71,7 @@ def _parser() -> Parser:
     doctor.add_parsers(commands)
     check.add_parser(commands)
     attach.add_parsers(commands)
+    ctl.add_parser(commands)
     paste.add_parsers(commands)
     vhost_user_json.add_parser(commands)
     decode.add_parser(commands)
