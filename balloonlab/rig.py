@@ -10,6 +10,7 @@ No experiment of its own: demo.py and the guest tests drive it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
 from guest_images.errors import AgentError, AgentTimeoutError
 from guest_images.initramfs import kernel_command_line
+from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments
 from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
 from qmp_glue.find import Qemu
@@ -31,6 +33,8 @@ from qmp_glue.vm import VirtualMachine
 
 # Seconds from QEMU's start to the agent's greeting: 4 to 8 s under TCG here, and CI machines share their cores.
 BOOT_SECONDS = 120.0
+# Seconds from the agent's last word to the reset: init forks reboot, which syncs nothing.
+RESET_SECONDS = 30.0
 # Seconds from a guest's last word to QEMU's end, which gives back all of guest RAM.
 END_SECONDS = 3.0
 # A panic's reason and the trace that tells where, or what a guest that hangs said last.
@@ -39,14 +43,19 @@ CONSOLE_LINES = 8
 
 @dataclass(frozen=True)
 class Setup:
-    """What to boot, and with which balloon. balloon: ours, QEMU's own, or none."""
+    """What to boot, and with which balloon. balloon: ours, QEMU's own, or none.
+
+    plugged: False for our balloon to come later, by qmp_glue.hotplug; the device runs from the start.
+    """
 
     qemu: Qemu
     image: GuestImage
     memory_bytes: int
+    board: Board = PLAIN
     accelerator: Literal["kvm", "tcg"] = "tcg"
     cpus: int = 1
     balloon: Literal["vhost-user", "built-in", "none"] = "vhost-user"
+    plugged: bool = True
     discard: str = "auto"
     features: str = ""
     trace: bool = False
@@ -109,21 +118,26 @@ class Rig:
     def _machine(self, balloon: socket.socket | None, agent: int) -> Machine:
         device: VhostUserBalloon | BuiltInBalloon | None = None
         if balloon is not None:
-            device = VhostUserBalloon(balloon.fileno())
+            device = VhostUserBalloon(balloon.fileno(), plugged=self.setup.plugged)
         elif self.setup.balloon == "built-in":
             device = BuiltInBalloon()
         return Machine(
             memory_bytes=self.setup.memory_bytes,
+            board=self.setup.board,
             cpus=self.setup.cpus,
             accelerator=self.setup.accelerator,
             kernel=self.setup.image.kernel,
             initrd=self.setup.image.initrd,
-            append=kernel_command_line(*self.setup.append),
+            append=kernel_command_line(*self._reset_words(), *self.setup.append),
             balloon=device,
             console=self.console,
             agent=agent,
             extra=self.setup.extra,
         )
+
+    def _reset_words(self) -> tuple[str, ...]:
+        """Where a reset is a reboot, a panic must not be one: it would look like a guest that is well."""
+        return ("panic=0",) if self.setup.board.reboots else ()
 
     async def _start_qemu(self, balloon: socket.socket | None) -> VirtualMachine:
         vm = VirtualMachine(self.setup.qemu, self.machine, log=self._qemu_log)
@@ -180,6 +194,21 @@ class Rig:
         if self.vm.returncode is not None:
             return QemuExitedError(self.vm.returncode, self.vm.last_lines())
         return self.device.error() if self.device.returncode is not None else None
+
+    async def reboot(self) -> Hello:
+        """Have the guest reset the machine, and wait for its new agent. Raises UsageError, and as boot() does."""
+        if not self.setup.board.reboots:
+            raise UsageError("this machine ends where it would reboot: give it a Board(reboots=True)")
+        # What is asked before the reset may still reach the old agent, which does not answer any more.
+        with self.vm.monitor.listen("RESET") as reset:
+            await self.agent.reboot()
+            try:
+                await asyncio.wait_for(reset.get(), RESET_SECONDS)
+            except TimeoutError as error:
+                raise GuestSetupError(
+                    f"the guest has not reset the machine in {RESET_SECONDS:g} s; {self._console_tail()}"
+                ) from error
+        return await self.boot()
 
     async def power_off(self, *, seconds: float = 20.0) -> None:
         """Have the guest power off and wait for QEMU's end. Raises VmError if it does not."""
