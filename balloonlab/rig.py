@@ -59,17 +59,27 @@ class Setup:
     discard: str = "auto"
     features: str = ""
     trace: bool = False
+    control: bool = False
     append: tuple[str, ...] = ()
     extra: tuple[str, ...] = field(default=())
 
 
 class Rig:
-    """A guest with its balloon. ``vm`` runs once the context is entered, ``agent`` answers after boot()."""
+    """A guest with its balloon. ``vm`` runs once the context is entered, ``agent`` answers after boot().
+
+    ``control`` is the device's control socket, where the setup asks for one.
+    """
 
     def __init__(self, setup: Setup, folder: Path) -> None:
         """folder: where console, QEMU's and the device's logs go."""
         self.setup = setup
-        self.device = DeviceProcess(folder, discard=setup.discard, features=setup.features, trace=setup.trace)
+        self.device = DeviceProcess(
+            folder,
+            discard=setup.discard,
+            features=setup.features,
+            trace=setup.trace,
+            control=setup.control,
+        )
         self.console = folder / "console.log"
         self._qemu_log = folder / "qemu.log"
         self._stack = contextlib.AsyncExitStack()
@@ -99,6 +109,8 @@ class Rig:
                 if finding.severity == "error":
                     raise UsageError(finding.message)
             self.vm = await self._start_qemu(balloon)
+        if balloon is not None and self.setup.control:
+            self.control = await self._stack.enter_async_context(self.device.control())
         self.agent = AgentClient(host_end)
         self._stack.push_async_callback(self.agent.close)
 

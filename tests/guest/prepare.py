@@ -15,8 +15,8 @@ from qmp_glue.find import find_qemu
 
 SUITES = ("bookworm", "bookworm-backports", "trixie-backports")
 ALL_SUITES = (*SUITES, "forky")
-# Whose amd64 kernels are booted as well, to poison pages: 70 and 108 MB.
-POISONING_SUITES = ("bookworm", "trixie")
+# Whose amd64 kernels are booted as well, to poison pages: 70 to 110 MB each.
+POISONING_SUITES = ALL_SUITES
 
 
 def main(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ import pytest
 from guest_images.kernel import GENERIC
 from hostdev.wire.balloon import Feature
 from hostdev.wire.trace import Cause, Kind
+from tests.guest.balloon import Record, cell
 from tests.guest.guests import MIB, assert_all_well, await_named, booted, setup_for, traced
 from tests.guest.prepare import POISONING_SUITES
 
@@ -21,7 +22,7 @@ MEMORY, FILL = 512 * MIB, 200 * MIB
 
 
 @pytest.mark.parametrize("suite", POISONING_SUITES)
-def test_poisoned_pages_are_answered_and_kept(suite: str, tmp_path: Path) -> None:
+def test_poisoned_pages_are_answered_and_kept(suite: str, tmp_path: Path, record_property: Record) -> None:
     """Nothing is released, and the guest, which checks each page that it takes, takes nearly all of them again."""
     setup = setup_for(suite, flavour=GENERIC, memory=MEMORY, append="page_poison=1", trace=True)
     with booted(setup, tmp_path) as guest:
@@ -40,8 +41,15 @@ def test_poisoned_pages_are_answered_and_kept(suite: str, tmp_path: Path) -> Non
             counters.features & (Feature.PAGE_POISON | Feature.REPORTING)
             == Feature.PAGE_POISON | Feature.REPORTING
         )
-        assert counters.total("withheld_bytes_total", reason="poison") >= FILL * 3 // 4
+        withheld = counters.total("withheld_bytes_total", reason="poison")
+        assert withheld >= FILL * 3 // 4
         assert_all_well(guest)
+    cell(
+        record_property,
+        guest,
+        "poison (page_poison=1, amd64 kernel)",
+        f"{withheld // MIB} MiB reported, all kept",
+    )
 
 
 def test_without_page_poison_such_a_guest_does_not_report(tmp_path: Path) -> None:
