@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# Debian's flavours of a kernel, linux-image-FLAVOUR. Which of them can poison freed pages (CONFIG_PAGE_POISONING):
-# amd64 can, in each suite from bookworm to forky, cloud-amd64, a quarter of its size, can not.
+# Debian's flavours of a kernel, linux-image-FLAVOUR. amd64 can poison freed pages (CONFIG_PAGE_POISONING, in each suite
+# from bookworm to forky); cloud-amd64 cannot, and is a third of its size.
 CLOUD = "cloud-amd64"
 GENERIC = "amd64"
 # linux-base-VERSION holds modules.builtin from 7.x on; plain linux-base is a tool for other boot loaders.
