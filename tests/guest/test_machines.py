@@ -113,6 +113,7 @@ def test_reports_and_inflation_give_back_exactly_what_they_name(
         assert_all_well(guest)
 
 
+@pytest.mark.full
 def test_a_device_that_frees_nothing_is_found_out(tmp_path: Path) -> None:
     """The control: named alike, and every page that was named keeps what it held."""
     case = Case("bookworm-backports")
