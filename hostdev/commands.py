@@ -66,7 +66,7 @@ class Commands:
         self._waiting: dict[int, _Waiting] = {}
         self._estimating: set[int] = set()
         self._walks: dict[int, footprint.Slices] = {}
-        self._told_actual = balloon.config.actual
+        self._told_actual = balloon.space.actual
         self._next_event = 0.0
         self._handlers: dict[str, Callable[[_Command], object]] = {
             "balloon": lambda command: self._set_target(Target(size=_size(command, "value"))),
@@ -114,7 +114,7 @@ class Commands:
         if self._walks:
             return self._clock()
         times = [waiting.deadline for waiting in self._waiting.values()]
-        if self._balloon.config.actual != self._told_actual:
+        if self._balloon.space.actual != self._told_actual:
             times.append(self._next_event)
         return min(times, default=None)
 
@@ -182,11 +182,11 @@ class Commands:
             raise CommandError(
                 "the guest's driver is not up yet, so its memory is not known", "DeviceNotActive"
             )
-        return logical_size(memory, self._balloon.config.actual)
+        return logical_size(memory, self._balloon.space.actual)
 
     def _tell_change(self, now: float) -> None:
         """Tell of a changed balloon, at most once in EVENT_SECONDS, and of its latest size then."""
-        actual = self._balloon.config.actual
+        actual = self._balloon.space.actual
         if actual == self._told_actual or now < self._next_event:
             return
         self._told_actual = actual

@@ -32,6 +32,11 @@ class ConfigSpace:
         """All fields as they are now."""
         return replace(self._config, free_page_hint_cmd_id=self._shown_id())
 
+    @property
+    def actual(self) -> int:
+        """What the driver says that it holds, in pages of 4096 bytes."""
+        return self._config.actual
+
     def read(self, offset: int, size: int) -> bytes:
         """Return a piece. Raises RequestError if it is not all inside."""
         if offset + size > CONFIG_SIZE:

@@ -28,15 +28,15 @@ class ConfigTeller:
         self._clock = clock
         self._began = 0.0
 
-    def tell(self, *, has_message: bool) -> None:
-        """Take the next step. has_message: the front end has sent something that was not handled yet."""
+    def tell(self, has_message: Callable[[], bool]) -> None:
+        """Take the next step. has_message: tells if the front end has sent something that was not handled yet."""
         channel = self._session.backend_channel
         if channel is None:
             # It reads config space when its guest does, and wants to be told nothing.
             self._balloon.space.changed = False
         elif channel.is_half_sent:
             self._go_on()
-        elif self._balloon.space.changed and self._session.may_tell and not has_message and channel.begin():
+        elif self._balloon.space.changed and self._session.may_tell and not has_message() and channel.begin():
             self._began = self._clock()
 
     def _go_on(self) -> None:

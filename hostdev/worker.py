@@ -113,7 +113,7 @@ class Worker:
             for index in self.balloon.tick(self._kicks.values()):
                 self._signal(index)
             self._commands.tick()
-            self._teller.tell(has_message=self._has_message())
+            self._teller.tell(self._has_message)
             self._watch_teller()
         except Exception:
             log.exception("unexpected error between two steps")

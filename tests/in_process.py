@@ -122,7 +122,7 @@ class InProcess(Frontend):
     def told(self) -> list[int]:
         """Take the back end's steps to tell of config space, and read what arrives. Returns the requests that did."""
         for _ in range(3):
-            self.teller.tell(has_message=False)
+            self.teller.tell(lambda: False)
             with contextlib.suppress(BlockingIOError):
                 self._told += self.backend_channel.recv(1 << 16, socket.MSG_DONTWAIT)
         requests = []

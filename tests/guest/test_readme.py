@@ -1,4 +1,4 @@
-"""README.md by hand: its two terminals are run as they are written, and show what it says they show."""
+"""README.md by hand: its terminals are run as they are written, and show what it says they show."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def held(qemu: Process) -> int:
     return 0
 
 
-def test_both_blocks_name_the_same_socket() -> None:
+def test_the_blocks_name_the_same_sockets() -> None:
     assert f"path={socket_path()}," in block(2) or f"path={socket_path()} " in block(2)
+    (control,) = re.findall(r"--control=(\S+)", block(1))
+    assert set(re.findall(r"--control (\S+)", block(3))) == {control}
 
 
 def test_the_parts_that_the_lab_names_are_there_and_run() -> None:
@@ -93,7 +95,7 @@ def test_doctor_gives_programs_a_command_that_runs() -> None:
     assert f"version {qemu['version']} " in ran.stdout
 
 
-def test_the_two_terminals_show_memory_coming_back(tmp_path: Path, unmet: Callable[[str], None]) -> None:
+def test_the_terminals_show_memory_coming_back(tmp_path: Path, unmet: Callable[[str], None]) -> None:
     if not (ROOT / ".venv/bin/vhost-user-balloon").exists():
         unmet("the project is not installed in .venv: run scripts/demo or scripts/test once")
     if socket_path().exists():
@@ -113,6 +115,7 @@ def test_the_two_terminals_show_memory_coming_back(tmp_path: Path, unmet: Callab
         device.send(signal.SIGTERM)
         wait_until(lambda: not any(process.alive for process in left), "the device's end")
         assert not socket_path().exists()
+        assert not Path("/tmp/balloon").exists()
 
 
 def walk(device: Program, terminal: Program) -> None:
@@ -129,9 +132,29 @@ def walk(device: Program, terminal: Program) -> None:
     wait_until(lambda: held(qemu) > floor + 500 * MIB, "memory in use in the guest")
     wait_until(lambda: held(qemu) < floor + 150 * MIB, "memory back on the host")
     assert device.errors().count("given back so far") > reports
+    assert_sized(qemu)
     enter(terminal, "exit")
     assert terminal.wait() == 0
     assert not qemu.alive
+
+
+def assert_sized(qemu: Process) -> None:
+    """The third terminal: the guest makes do with less, says how it is, and gets everything back."""
+    ran = subprocess.run(
+        ["bash", "-ec", block(3)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    first, *statistics, last = ran.stdout.splitlines()
+    assert first.startswith("the guest has 512 MiB after ")
+    assert any(line.startswith("free-memory") for line in statistics)
+    assert last.startswith("the guest has 1.0 GiB after ")
+    assert held(qemu) < GUEST_BYTES // 2
 
 
 def enter(terminal: Program, line: str) -> None:

@@ -40,7 +40,7 @@ def test_one_message_for_what_has_changed_meanwhile(guest: InProcess) -> None:
 
 def test_nothing_is_begun_while_a_message_waits(guest: InProcess) -> None:
     change(guest)
-    guest.teller.tell(has_message=True)
+    guest.teller.tell(lambda: True)
     assert guest.teller.is_settled
     assert guest.teller.waits_for() is None
     assert guest.told() == [CHANGE]
@@ -71,7 +71,7 @@ def test_answers_wait_until_it_has_been_taken(guest: InProcess) -> None:
     change(guest)
     states = [guest.teller.is_settled]
     for _ in range(2):
-        guest.teller.tell(has_message=False)
+        guest.teller.tell(lambda: False)
         states.append(guest.teller.is_settled)
     assert guest.teller.waits_for() is not None
     assert guest.teller.due() == guest.now + TAKING_SECONDS
@@ -85,7 +85,7 @@ def test_answers_wait_until_it_has_been_taken(guest: InProcess) -> None:
 def test_the_next_step_is_not_missed_whenever_it_comes(guest: InProcess) -> None:
     """QEMU may take the first part before the worker waits for that: the descriptor must be readable then."""
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     assert len(guest.backend_channel.recv(64)) == 1
     descriptor = guest.teller.waits_for()
     assert descriptor is not None
@@ -96,11 +96,11 @@ def test_the_next_step_is_not_missed_whenever_it_comes(guest: InProcess) -> None
 
 def test_a_change_before_the_last_message_was_read(guest: InProcess) -> None:
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     guest._told = guest.backend_channel.recv(64)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     change(guest, 10 * MIB)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     assert guest.teller.waits_for() is not None
     assert guest.told() == [CHANGE, CHANGE]
     assert guest.teller.waits_for() is None
@@ -108,7 +108,7 @@ def test_a_change_before_the_last_message_was_read(guest: InProcess) -> None:
 
 def test_answers_do_not_wait_for_ever(guest: InProcess) -> None:
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     guest.now += TAKING_SECONDS
     assert guest.teller.is_settled
     assert guest.teller.due() is None
@@ -119,7 +119,7 @@ def test_answers_do_not_wait_for_ever(guest: InProcess) -> None:
 def test_a_stop_between_the_two_parts(guest: InProcess, taken: bool) -> None:
     """Whether QEMU has the first part already cannot be told for sure then: what comes is no change of config."""
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     if taken:
         guest._told = guest.backend_channel.recv(64)
         assert len(guest._told) == 1
@@ -134,7 +134,7 @@ def test_a_stop_between_the_two_parts(guest: InProcess, taken: bool) -> None:
 def test_a_front_end_without_a_channel_is_not_told(guest: InProcess) -> None:
     guest.session._drop_backend_channel()
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     assert guest.teller.is_settled
     assert not guest.balloon.space.changed
 
@@ -142,7 +142,7 @@ def test_a_front_end_without_a_channel_is_not_told(guest: InProcess) -> None:
 def test_a_new_channel_between_the_two_parts(guest: InProcess) -> None:
     """As when the device is unplugged and another is made: the new one is told, the old one is gone."""
     change(guest)
-    guest.teller.tell(has_message=False)
+    guest.teller.tell(lambda: False)
     assert len(guest.backend_channel.recv(64)) == 1
     guest.negotiate()
     assert guest.teller.is_settled
