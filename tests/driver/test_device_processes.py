@@ -149,10 +149,11 @@ def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
         guest.request(Request.GET_FEATURES)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
         kinds = sorted(what.split(":")[0] + what.split(":")[1][:10] for what in own.values())
-        # The keeper's channel, the front end's back channel, one call eventfd a ring.
+        # The keeper's channel, the front end's back channel and what waits for it, one call eventfd a ring.
         assert sum(what.startswith("socket:") for what in own.values()) == 2, kinds
         assert sum("eventfd" in what for what in own.values()) == 5, kinds
-        assert len(own) == 7, kinds
+        assert sum("eventpoll" in what for what in own.values()) == 1, kinds
+        assert len(own) == 8, kinds
         guest.resume(first=True)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
         assert sum("guest-ram" in what for what in own.values()) == 2  # the region's, and its mapping's
