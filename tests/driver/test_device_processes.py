@@ -158,7 +158,7 @@ def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
         assert sum("guest-ram" in what for what in own.values()) == 2  # the region's, and its mapping's
         assert sum("eventfd" in what for what in own.values()) == 10
-        assert len(own) == 14
+        assert len(own) == 15
         assert not any("guest-ram" in what for what in descriptors(device.pid).values())
         guest.connection.close()
         device.end()
