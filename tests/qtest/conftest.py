@@ -38,9 +38,9 @@ def qemu(unmet: Callable[[str], None]) -> Qemu:
         raise
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def benches() -> Iterator[dict[str, Bench]]:
-    """The running benches, by device."""
+    """The running benches, by device. They end with these tests: others look at this process's children and files."""
     running: dict[str, Bench] = {}
     yield running
     with contextlib.ExitStack() as each:  # whichever fails to close, the others are closed
