@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 from pathlib import Path
 
 from balloonlab import signals
 from balloonlab.errors import UsageError
 from balloonlab.options import Commands
 from balloonlab.progress import Progress
+from hostdev.acceptor import peer_of
 from hostdev.errors import EXIT_PASS
 from qmp_glue.attach import DEFAULT_ID, DETACH_SECONDS, Attachment, attach, detach
 from qmp_glue.errors import CommandFailedError, DeadlineError
@@ -75,8 +77,9 @@ def run_attach(options: argparse.Namespace, progress: Progress) -> int:
 
 
 async def _attach(options: argparse.Namespace) -> Attachment:
-    async def inhibit() -> None:
+    async def inhibit(process: int) -> None:
         async with open_monitor(options.control, fix=DEVICE_SERVES) as device:
+            _check_same(options.control, process)
             await _inhibit(device)
 
     async with open_monitor(options.qmp) as qemu:
@@ -87,6 +90,16 @@ async def _attach(options: argparse.Namespace) -> Attachment:
             device=options.id,
             inhibit=inhibit if options.inhibit_if_unsafe else None,
         )
+
+
+def _check_same(control: Path, process: int) -> None:
+    """Raise UsageError if another process than this one listens there: the wrong device would be inhibited."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(control))
+        if peer_of(connection).pid != process:
+            raise UsageError(
+                f"--control {control} is of another device than --socket-path: name the same one's"
+            )
 
 
 async def _inhibit(device: Monitor) -> None:

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bars
 
 from balloonlab import ctl_text, signals
 from balloonlab.durations import parse_duration
+from balloonlab.errors import UsageError
 from balloonlab.options import Commands, Parser
 from balloonlab.progress import Progress
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
@@ -200,6 +201,8 @@ async def _quit(session: _Session) -> int:
 
 
 async def _stats(session: _Session) -> int:
+    if session.options.count is not None and session.options.count < 1:
+        raise UsageError(f"--count {session.options.count}: give one or more")
     if session.options.watch is not None:
         return await _watch(session, parse_duration(session.options.watch))
     answer: Answer = await session.ask("query-balloon-stats", {"refresh": True})

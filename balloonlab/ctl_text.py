@@ -112,8 +112,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
 
 def region_line(region: dict[str, Any]) -> str:
     """Return what the host holds of one region, and what was given back."""
+    held = human(region["footprint"]) if "footprint" in region else "an unknown part"
     return (
-        f"{region['guest-address']:#12x}  {human(region['size'])} of {region['backing']}, {human(region['footprint'])} held; "
+        f"{region['guest-address']:#12x}  {human(region['size'])} of {region['backing']}, {held} held; "
         f"released {human(region['released-report'])} reported, {human(region['released-inflate'])} inflated; "
         f"{human(region['withheld'])} withheld (method {region['method']})"
     )

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import time
+from dataclasses import dataclass
 
 from hostdev.metrics import worth_logging
 
@@ -24,11 +25,19 @@ PAUSE = 1.0
 _UCRED = struct.Struct("iII")
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """User id of the process that connected, as it was then."""
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who is at the other end of a unix socket, as it was when it connected, or began to listen."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(connection: socket.socket) -> Credentials:
+    """Ask the kernel who is at the other end."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _pid, uid, _gid = _UCRED.unpack(data)
-    return int(uid)
+    pid, uid, _gid = _UCRED.unpack(data)
+    return Credentials(pid, uid)
 
 
 def is_trusted(uid: int) -> bool:
@@ -40,7 +49,12 @@ class Acceptor:
     """One listening socket of ours."""
 
     def __init__(self, listener: socket.socket, peer: str) -> None:
-        """peer: what connects there, for the log."""
+        """peer: what connects there, for the log.
+
+        The listener is made non-blocking, for all who share it: another of them may be faster than we are, and accept()
+        would then wait, with a VM behind it.
+        """
+        listener.setblocking(False)
         self.listener = listener
         self._peer = peer
         self._resume: float | None = None
@@ -56,7 +70,7 @@ class Acceptor:
         except OSError as error:
             self._fail(error)
             return None
-        if is_trusted(uid := peer_uid(connection)):
+        if is_trusted(uid := peer_of(connection).uid):
             return connection
         connection.close()
         self._strangers += 1

@@ -12,6 +12,7 @@ before the rest is there: it is sent then. If a stop did come, the rest makes an
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import select
@@ -39,7 +40,8 @@ class BackendChannel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._broken = False
+        # The front end takes nothing any more: its guest finds a change when it looks.
+        self.is_broken = False
         self.is_half_sent = False
         # Readable when the front end has read something: poll() itself knows of no such event.
         self._taking = select.epoll()
@@ -50,14 +52,11 @@ class BackendChannel:
         return self._taking.fileno()
 
     def begin(self) -> bool:
-        """Send the first part. False if the front end has not read what came before: nothing is sent then.
-
-        A front end that has closed its end is not told: its guest finds a change when it looks.
-        """
-        if not self.was_taken():
+        """Send the first part. False if that cannot be: the front end has not read what came before, or is gone."""
+        if self.is_broken or not self.was_taken():
             return False
         self.is_half_sent = self._send(_HEAD)
-        return self.is_half_sent or self._broken
+        return self.is_half_sent
 
     def was_taken(self) -> bool:
         """True once the front end has read all that was sent. Else fileno() is readable when it has read something."""
@@ -68,15 +67,18 @@ class BackendChannel:
     @property
     def has_unread(self) -> bool:
         """True while there is something that the front end has not read."""
-        if self._broken:
+        if self.is_broken:
             return False
         (unread,) = _INT.unpack(fcntl.ioctl(self._socket, _SIOCOUTQ, _INT.pack(0)))
-        return bool(unread)
+        # Linux (net/core/sock.c, sock_wfree) lets go of all but one of a buffer's some hundred bytes, wakes who waits for
+        # that, and only then lets go of the last: one left means that it has been read, and nobody will be woken again.
+        return int(unread) > 1
 
     def finish(self, *, has_stopped: bool) -> None:
         """Send the second part. There is room for it, as nothing but the first can be unread."""
         self.is_half_sent = False
-        self._send(_REST_OF_NOTHING if has_stopped else _REST)
+        if not self._send(_REST_OF_NOTHING if has_stopped else _REST) and not self.is_broken:
+            self._break("the second part of a message cannot be sent")
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -84,10 +86,15 @@ class BackendChannel:
         except BlockingIOError:
             return False
         except OSError as error:
-            if not self._broken:
-                log.warning("the front end takes no messages any more: %s", error.strerror)
-            self._broken = True
+            self._break(error.strerror or "error")
             return False
+
+    def _break(self, why: str) -> None:
+        """Use it no more. Who waits for the rest of a message, under QEMU's big lock, finds its end instead."""
+        log.warning("the front end takes no messages any more: %s", why)
+        self.is_broken = True
+        with contextlib.suppress(OSError):  # the front end has closed
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close it."""

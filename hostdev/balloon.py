@@ -33,7 +33,7 @@ from hostdev.rings import Job, Ring, Rings
 from hostdev.statistics import Statistics
 from hostdev.trace import Tracer
 from hostdev.virtqueue import Chain, RingLayout
-from hostdev.wire.balloon import QUEUE_COUNT, Config, Feature, Role
+from hostdev.wire.balloon import QUEUE_COUNT, Config, Feature, Role, names
 from hostdev.wire.trace import Cause
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Balloon:
         self.statistics = Statistics(self.clock, self.wall_clock)
         self.hinting = Hinting(self.clock)
         self.space = ConfigSpace(lambda: self.hinting.shown_id)
+        self._has_all_memory = False
 
     # What the session asks (vrings.Device)
 
@@ -92,9 +93,7 @@ class Balloon:
         self.metrics.gauges["negotiated_features"] = features
         log.info("the guest's driver accepted: %s", ", ".join(names(self._features)) or "no feature")
         if not self._features & Feature.REPORTING:
-            log.warning(
-                "the driver does not report free pages: its memory comes back only if a balloon is inflated"
-            )
+            log.warning("the driver does not report free pages: only a balloon brings its memory back")
 
     def set_memory(self, memory: MemoryTable) -> None:
         """Move every started ring over to another table, abandoning chains in progress."""
@@ -103,12 +102,14 @@ class Balloon:
         self.giver.adopt(memory.regions)
         self.metrics.gauges["guest_memory_bytes"] = sum(region.size for region in memory.regions)
         self.rings.put_up(layouts, memory, self._features)
+        self._has_all_memory = bool(memory.regions) and self._has_all_memory
 
     def start_ring(self, index: int, layout: RingLayout, base: int) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
         self.rings.start(index, layout, base, self.memory, self._features)
-        # Before the first ring starts, the front end has named all of the guest's memory.
-        self.space.settle(self.memory.span())
+        # Region by region; before the first ring starts, the front end has named all of the guest's memory.
+        self._has_all_memory = True
+        self.space.settle(self.known_memory())
 
     def stop_ring(self, index: int) -> int | None:
         """Stop using a ring; a chain in progress and a held statistics buffer will be offered again."""
@@ -144,6 +145,10 @@ class Balloon:
     def config(self) -> Config:
         """The config space."""
         return self.space.config
+
+    def known_memory(self) -> int:
+        """Bytes of guest memory as QEMU's -m has them, 0 while the front end has not named all of it."""
+        return self.memory.span() if self._has_all_memory else 0
 
     @property
     def is_running(self) -> bool:
@@ -297,8 +302,3 @@ class Balloon:
 
     def _count_guest_error(self, kind: str) -> int:
         return self.metrics.add("guest_errors_total", 1, kind)
-
-
-def names(features: Feature) -> list[str]:
-    """Return the names of the features in a mask."""
-    return [feature.name or hex(feature) for feature in Feature if feature & features]

@@ -14,12 +14,13 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hostdev import footprint, queries
 from hostdev.balloon import Balloon
 from hostdev.errors import CommandError
+from hostdev.estimates import Estimates
 from hostdev.session import Session
 from hostdev.target import Target, logical_size
 from hostdev.wire.balloon import Feature, Role
@@ -64,7 +65,7 @@ class Commands:
         self._clock = clock
         self.outgoing: deque[Envelope] = deque()
         self._waiting: dict[int, _Waiting] = {}
-        self._estimating: set[int] = set()
+        self._estimates = Estimates(balloon, session, clock, self._answer)
         self._walks: dict[int, footprint.Slices] = {}
         self._told_actual = balloon.space.actual
         self._next_event = 0.0
@@ -107,13 +108,15 @@ class Commands:
             self.fail(number)
 
     def _open(self) -> set[int]:
-        return {*self._waiting, *self._walks, *self._estimating}
+        return {*self._waiting, *self._walks, *self._estimates.asking}
 
     def due(self) -> float | None:
         """When tick() is to be called at the latest, by the clock; None for never."""
         if self._walks:
             return self._clock()
         times = [waiting.deadline for waiting in self._waiting.values()]
+        if (next_round := self._estimates.due()) is not None:
+            times.append(next_round)
         if self._balloon.space.actual != self._told_actual:
             times.append(self._next_event)
         return min(times, default=None)
@@ -123,8 +126,7 @@ class Commands:
         now = self._clock()
         for number, waiting in list(self._waiting.items()):
             self._look_for_statistics(number, waiting, now)
-        if self._estimating and not self._balloon.hinting.is_open:
-            self._finish_estimates()
+        self._estimates.tick()
         # One slice, whoever waits: the rings are not to wait for many who ask at once.
         if self._walks:
             self._walk_on(next(iter(self._walks)))
@@ -145,13 +147,10 @@ class Commands:
         self.outgoing.append(Envelope(Kind.ERROR, number, text))
 
     def _forget(self, number: int) -> None:
-        """The client has gone: nothing is owed to it, and the guest gets its memory back if nobody else asked."""
+        """The client has gone: nothing is owed to it."""
         self._waiting.pop(number, None)
         self._walks.pop(number, None)
-        if number in self._estimating:
-            self._estimating.discard(number)
-            if not self._estimating:
-                self._balloon.end_hinting()
+        self._estimates.forget(number)
 
     def forget_all(self) -> None:
         """The control process has gone, and everybody with it."""
@@ -172,12 +171,12 @@ class Commands:
         return self._set_target(Target(percent=percent))
 
     def _set_target(self, target: Target) -> object:
-        self._balloon.space.set_target(target, self._balloon.memory.span())
+        self._balloon.space.set_target(target, self._balloon.known_memory())
         return {}
 
     def _actual(self) -> int:
         """Return the guest's logical size by its own account. Raises CommandError while its memory is not known."""
-        memory = self._balloon.memory.span()
+        memory = self._balloon.known_memory()
         if not memory:
             raise CommandError(
                 "the guest's driver is not up yet, so its memory is not known", "DeviceNotActive"
@@ -189,9 +188,11 @@ class Commands:
         actual = self._balloon.space.actual
         if actual == self._told_actual or now < self._next_event:
             return
-        self._told_actual = actual
         self._next_event = now + EVENT_SECONDS
-        if self._balloon.memory.regions:
+        if self.outgoing:
+            return  # nobody has taken what was said before: the latest size is what will be told
+        self._told_actual = actual
+        if self._balloon.known_memory():
             event = {"event": "BALLOON_CHANGE", "data": {"actual": self._actual()}}
             self.outgoing.append(Envelope(Kind.EVENT, 0, json.dumps(event).encode()))
 
@@ -243,22 +244,11 @@ class Commands:
     # Hinting
 
     def _estimate_free(self, command: _Command) -> object:
-        """Open a round, or join the one that is open; all who asked get its result."""
         if self._balloon.inert:
             raise CommandError(f"the device is inert: {self._balloon.giver.why_inert}")
         self._need_ring(Role.FREE_PAGE_HINT, Feature.FREE_PAGE_HINT)
-        if not self._balloon.hinting.is_open:
-            self._balloon.begin_hinting()
-        self._estimating.add(command.id)
+        self._estimates.ask(command.id)
         return _LATER
-
-    def _finish_estimates(self) -> None:
-        result = self._balloon.hinting.result
-        assert result is not None
-        memory = self._balloon.memory.span()
-        for number in self._estimating:
-            self._answer(number, asdict(result) | {"bytes": min(result.bytes, memory)})
-        self._estimating.clear()
 
     # Memory
 

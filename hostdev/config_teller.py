@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hostdev.backend_channel import BackendChannel
 from hostdev.balloon import Balloon
 from hostdev.session import Session
 
@@ -26,41 +27,54 @@ class ConfigTeller:
         self._balloon = balloon
         self._session = session
         self._clock = clock
-        self._began = 0.0
+        # Since when there is something to tell that could be told; None while there is not.
+        self._since: float | None = None
+
+    @property
+    def _channel(self) -> BackendChannel | None:
+        """The channel, if the front end has given one and takes messages on it."""
+        channel = self._session.backend_channel
+        return None if channel is None or channel.is_broken else channel
 
     def tell(self, has_message: Callable[[], bool]) -> None:
         """Take the next step. has_message: tells if the front end has sent something that was not handled yet."""
-        channel = self._session.backend_channel
+        channel = self._channel
         if channel is None:
-            # It reads config space when its guest does, and wants to be told nothing.
+            # Its guest reads config space when it likes, and cannot be told anything.
             self._balloon.space.changed = False
         elif channel.is_half_sent:
-            self._go_on()
-        elif self._balloon.space.changed and self._session.may_tell and not has_message() and channel.begin():
-            self._began = self._clock()
+            self._go_on(channel)
+        elif self._balloon.space.changed and self._session.may_tell and not has_message():
+            channel.begin()
+        self._note_time()
 
-    def _go_on(self) -> None:
-        channel = self._session.backend_channel
-        assert channel is not None
+    def _go_on(self, channel: BackendChannel) -> None:
         if not self._session.may_tell:
             channel.finish(has_stopped=True)
         elif channel.was_taken():
             self._balloon.space.changed = False
             channel.finish(has_stopped=False)
 
+    def _note_time(self) -> None:
+        channel = self._channel
+        is_half_sent = channel is not None and channel.is_half_sent
+        if not is_half_sent and not (self._balloon.space.changed and self._session.may_tell):
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock()
+
     @property
     def is_settled(self) -> bool:
-        """True unless the front end is being told at this moment, for as long as that is worth waiting for.
+        """True unless there is something to tell, for as long as that is worth waiting for.
 
-        Who asked for a change is answered only then: what is done next may depend on it.
+        Who asked for a change is answered only then: what is done next may depend on it. A device that is stopped has
+        nothing to tell until it runs again.
         """
-        channel = self._session.backend_channel
-        waiting = channel is not None and channel.is_half_sent
-        return not waiting or self._clock() >= self._began + TAKING_SECONDS
+        return self._since is None or self._clock() >= self._since + TAKING_SECONDS
 
     def waits_for(self) -> int | None:
         """Return the descriptor that is readable when there is a next step, None if there is none to wait for."""
-        channel = self._session.backend_channel
+        channel = self._channel
         if channel is None:
             return None
         is_held_up = self._balloon.space.changed and self._session.may_tell and channel.has_unread
@@ -68,4 +82,4 @@ class ConfigTeller:
 
     def due(self) -> float | None:
         """When to look again at the latest, by the clock; None for never."""
-        return None if self.is_settled else self._began + TAKING_SECONDS
+        return None if self._since is None or self.is_settled else self._since + TAKING_SECONDS

@@ -190,7 +190,7 @@ class Control:
         if self._device is not None:
             try:
                 self._device.ask(Kind.COMMAND, text, question)
-            except BrokenPipeError:
+            except (BrokenPipeError, ConnectionResetError):
                 self._end_device()
             else:
                 return
@@ -236,7 +236,7 @@ class Control:
         text = QUIT_FORCED if command.arguments.get("force", False) else b"{}"
         try:
             self._keeper.ask(Kind.QUIT, text, Question(client, command.name))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise CommandError("the device is ending already") from None
 
     def _serve_keeper(self) -> bool:

@@ -34,7 +34,12 @@ class ControlEnd:
 
     def receive(self, mask: int) -> Envelope | None:
         """Return the command that poll() saw, None if there is none. A keeper that has closed the other end is final."""
-        if self._socket is None or not mask & ~select.POLLOUT:
+        if self._socket is None:
+            return None
+        if mask & select.POLLOUT:
+            # flush() asks again, if there is still something to send and it is time to.
+            self._poll.modify(self._socket, select.POLLIN)
+        if not mask & ~select.POLLOUT:
             return None
         try:
             data = self._socket.recv(MAX_ENVELOPE, socket.MSG_DONTWAIT)

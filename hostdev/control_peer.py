@@ -44,7 +44,10 @@ class Peer:
         self._waiting: dict[int, Question] = {}
 
     def ask(self, kind: Kind, text: bytes, question: Question) -> None:
-        """Send a question. Raises CommandError if it cannot be sent now, BrokenPipeError if the peer has ended."""
+        """Send a question.
+
+        Raises CommandError if it cannot be sent now, BrokenPipeError or ConnectionResetError if the peer has ended.
+        """
         number = next(self._numbers)
         data = ENVELOPE.encode(Envelope(kind, number, text))
         if len(data) > MAX_ENVELOPE:
@@ -87,5 +90,5 @@ class Peer:
 
     def _send_cancel(self, number: int) -> None:
         """If it cannot be sent, the answer will find nobody, which is as good."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             fds.send(self.channel, ENVELOPE.encode(Envelope(Kind.CANCEL, number)))

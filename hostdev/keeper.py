@@ -201,6 +201,9 @@ class Keeper:
         # It has ended, or says what it has no business to.
         self._selector.unregister(channel)
         control.replace(self._guest.control if self._guest is not None else None)
+        if control.channel is None and self._guest is not None and self._guest.control is not None:
+            self._guest.control.close()  # its worker learns that nobody is there for good
+            self._guest.control = None
         self._watch_control(control)
 
     def _quit(self, control: ControlLink, asked: Envelope) -> None:

@@ -137,6 +137,9 @@ class PrivateFolder:
 
     def _check(self) -> None:
         """Raise SetupError if somebody else could replace the socket, or get at it before its mode is set."""
+        if self._folder.is_symlink():
+            # Whoever made the link could have it point elsewhere later.
+            raise SetupError(f"{self._what}: {self._folder} is a link, name the folder itself")
         found = self._folder.stat()
         if found.st_uid != os.geteuid():
             raise SetupError(f"{self._what}: the folder {self._folder} is not yours: {self._advice()}")

@@ -23,6 +23,8 @@ from hostdev.wire.vhost_user import MemoryRegion
 # What QEMU's libvhost-user offers. Each slot costs two descriptors here, ours and the one that mmap duplicates.
 MAX_REGIONS = 32
 
+BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system (stat(2)).
+
 _ADDRESS_SPACE = 1 << 64
 
 
@@ -165,7 +167,7 @@ class MemoryTable:
     def footprint(self) -> int:
         """Bytes that the host holds of the files behind the regions, in memory or swap."""
         files = {region.file: os.fstat(region.fd.fileno()) for region in self.regions}
-        return sum(status.st_blocks for status in files.values()) * 512
+        return sum(status.st_blocks for status in files.values()) * BLOCK_BYTES
 
     def find(self, description: MemoryRegion) -> Region | None:
         """Return the region with this guest address, front-end address and size, as REM_MEM_REG names it."""

@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from hostdev.balloon import Balloon, names
+from hostdev.balloon import Balloon
 from hostdev.memory import Region
 from hostdev.rings import RingState
 from hostdev.session import Session
 from hostdev.statistics import Statistics
 from hostdev.target import logical_size
 from hostdev.vrings import Ring
+from hostdev.wire.balloon import names
 from hostdev.wire.trace import Cause
 
 Values = dict[str, Any]
@@ -34,7 +35,7 @@ def all_statistics(statistics: Statistics) -> Values:
 
 def status(balloon: Balloon) -> Values:
     """Return the device at a glance. Sizes in bytes: memory of the guest, target and actual as logical sizes."""
-    memory, config, giver = balloon.memory.span(), balloon.config, balloon.giver
+    memory, config, giver = balloon.known_memory(), balloon.config, balloon.giver
     values: Values = {
         "connected": True,
         "running": balloon.is_running,
@@ -79,20 +80,22 @@ def _ring(index: int, ring: Ring, state: RingState | None) -> Values:
 
 
 def memory(balloon: Balloon, held: Mapping[Region, int]) -> list[Values]:
-    """Return each region in order of guest addresses. held: bytes that the host holds of each."""
-    return [_region(balloon, region, held.get(region, 0)) for region in balloon.memory.regions]
+    """Return each region in order of guest addresses. held: bytes that the host holds of each, where that is known."""
+    return [_region(balloon, region, held.get(region)) for region in balloon.memory.regions]
 
 
-def _region(balloon: Balloon, region: Region, footprint: int) -> Values:
+def _region(balloon: Balloon, region: Region, footprint: int | None) -> Values:
     giver = balloon.giver
-    return {
+    values: Values = {
         "guest-address": region.guest_address,
         "size": region.size,
         "page-size": region.page_size,
         "backing": balloon.discarder.backing(region).value,
         "method": balloon.discarder.method(region).value,
-        "footprint": footprint,
         "released-report": giver.released[region, Cause.REPORT],
         "released-inflate": giver.released[region, Cause.INFLATE],
         "withheld": giver.withheld[region],
     }
+    if footprint is not None:
+        values["footprint"] = footprint
+    return values

@@ -79,16 +79,21 @@ class Rings:
         queue = Virtqueue(layout, memory, base, indirect=indirect)
         self._trace.ring(index, started=True, size=layout.size, base=base)
         self.started[index] = Ring(layout, queue)
+        # Those that wait for memory and those that broke were set up as well: without them a ring of hints might be taken
+        # for one of reports.
+        self._roles = ring_roles(features, {*self.started, *self.stranded, *self._last_bases})
         self.stranded.pop(index, None)
         self._last_bases.pop(index, None)
-        self._roles = ring_roles(features, self.started)
 
     def stop(self, index: int) -> int | None:
         """Stop using a ring and return its base: a chain in progress and a held buffer will be offered again."""
-        ring = self.started.pop(index, None)
-        if ring is None:
-            _layout, base = self.stranded.pop(index, (None, None))
-            return self._last_bases.pop(index, None) if base is None else base
+        if index in self.started:
+            return self._let_go(index)
+        _layout, base = self.stranded.pop(index, (None, None))
+        return self._last_bases.pop(index, None) if base is None else base
+
+    def _let_go(self, index: int) -> int:
+        ring = self.started.pop(index)
         base = ring.queue.base
         self._trace.ring(index, started=False, size=0, base=base)
         ring.queue.release()
@@ -102,12 +107,10 @@ class Rings:
 
     def take_down(self) -> dict[int, tuple[RingLayout, int]]:
         """Stop every ring and return, by number, where each was and its base: for put_up() with other memory."""
-        layouts = self.stranded | {
-            index: (ring.layout, ring.queue.base) for index, ring in self.started.items()
-        }
-        for index in layouts:
-            self.stop(index)
-        return layouts
+        for index, ring in list(self.started.items()):
+            self.stranded[index] = ring.layout, ring.queue.base
+            self._let_go(index)
+        return dict(self.stranded)
 
     def put_up(
         self, layouts: dict[int, tuple[RingLayout, int]], memory: MemoryTable, features: Feature
@@ -120,7 +123,6 @@ class Rings:
             try:
                 self.start(index, layout, base, memory, features)
             except RequestError as error:
-                self.stranded[index] = layout, base
                 log.warning("ring %d pauses: it is not inside the new memory table: %s", index, error)
 
     def role(self, index: int) -> Role | None:

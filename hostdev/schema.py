@@ -85,7 +85,7 @@ OBJECTS: Mapping[str, Members] = {
         "page-size": "int",
         "backing": "str",
         "method": "str",
-        "footprint": "int",
+        "*footprint": "int",
         "released-report": "int",
         "released-inflate": "int",
         "withheld": "int",

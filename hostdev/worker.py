@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 # How stale the metrics file may be, in seconds, while something changes. While nothing does there is no wake-up.
 METRICS_PERIOD = 0.5
+# Milliseconds that poll() is asked to wait at the most: it takes no more than a C int, and statistics may be wanted every
+# 136 years. To look up once an hour for nothing costs nothing.
+MAX_WAIT_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,9 @@ class Worker:
         moments = [self._metrics_due, self.balloon.due(), self._commands.due(), self._teller.due()]
         next_one = min((moment for moment in moments if moment is not None), default=None)
         # Rounded up, or poll() comes back a moment before the time and the loop spins until then.
-        return None if next_one is None else math.ceil(max(0.0, next_one - time.monotonic()) * 1000)
+        if next_one is None:
+            return None
+        return min(MAX_WAIT_MS, math.ceil(max(0.0, next_one - time.monotonic()) * 1000))
 
     def _tick(self) -> None:
         """Do what the time has come for, and what the steps before have left to be said."""
@@ -146,7 +151,10 @@ class Worker:
 
     def _serve_channel(self) -> bool:
         """Answer one message with one datagram. False when the keeper has closed."""
-        data, received = fds.receive(self._channel, MAX_DATAGRAM)
+        try:
+            data, received = fds.receive(self._channel, MAX_DATAGRAM)
+        except ConnectionResetError:
+            return False  # the keeper closed with an answer of ours unread
         if not data:
             return False
         answer = self._answer(data, received)

@@ -13,6 +13,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from hostdev.acceptor import peer_of
 from qmp_glue.backend_socket import connect_backend
 from qmp_glue.device_words import DRIVERS, PROPERTIES
 from qmp_glue.errors import AttachError, CommandFailedError, DeadlineError, RefusedError, VmError
@@ -64,11 +65,12 @@ async def attach(
     *,
     bus: str | None = None,
     device: str = DEFAULT_ID,
-    inhibit: Callable[[], Awaitable[None]] | None = None,
+    inhibit: Callable[[int], Awaitable[None]] | None = None,
 ) -> Attachment:
     """Add the device that listens on this path to a running machine, on this bus or a free hot-pluggable one.
 
-    Where releasing would be unsafe, ``inhibit`` is awaited before QEMU gets the device; without it that is a refusal.
+    Where releasing would be unsafe, ``inhibit`` is awaited before QEMU gets the device, with the process id of who listens
+    there; without it that is a refusal.
     Raises RefusedError, BackendError, AttachError and what execute() raises; then the machine is as it was.
     """
     findings = await inspect_running(qemu, adding=1)
@@ -78,7 +80,7 @@ async def attach(
     bus = bus if bus is not None else await free_bus(qemu)
     with await connect_backend(socket_path) as connection:
         if inhibiting and inhibit is not None:
-            await inhibit()
+            await inhibit(peer_of(connection).pid)
         await _whole(_add(qemu, connection.fileno(), chardev, device, bus))
     return Attachment(device, chardev, bus, inhibiting, tuple(findings))
 

@@ -28,6 +28,11 @@ class Feature(IntFlag):
     VERSION_1 = 1 << 32
 
 
+def names(features: Feature) -> list[str]:
+    """Return the names of the features in a mask."""
+    return [feature.name or hex(feature) for feature in Feature if feature & features]
+
+
 # MUST_TELL_HOST and DEFLATE_ON_OOM change what the guest sees, so they stay off unless asked for, as in QEMU.
 # STATS_VQ, FREE_PAGE_HINT and REPORTING are offered together: then dense and fixed ring numbering agree, and Linux 6.11
 # and later do not trip over a hole in the numbering when the driver is unbound. PAGE_POISON must be offered, or a guest

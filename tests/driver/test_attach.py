@@ -258,7 +258,7 @@ def test_inhibited_before_qemu_gets_it(qemu: Qemu, device: Device) -> None:
     async def main() -> None:
         async with VirtualMachine(qemu, machine(*NATIVE, *PORT, *HUGETLB)) as vm:
 
-            async def inhibit() -> None:
+            async def inhibit(_process: int) -> None:
                 chardevs = entries(await vm.execute("query-chardev"))
                 seen.append((device.connections(), [entry["label"] for entry in chardevs]))
 
@@ -268,7 +268,7 @@ def test_inhibited_before_qemu_gets_it(qemu: Qemu, device: Device) -> None:
             assert seen == [(1, ["qmp"])]
             await detach(vm.monitor, seconds=WAIT_SECONDS)
 
-            async def refuse() -> None:
+            async def refuse(_process: int) -> None:
                 raise AttachError("it does not want to")
 
             before = await state(vm)
@@ -281,7 +281,7 @@ def test_inhibited_before_qemu_gets_it(qemu: Qemu, device: Device) -> None:
 
 
 def test_inhibiting_does_not_cure_memory_that_nobody_can_map(qemu: Qemu, device: Device) -> None:
-    async def inhibit() -> None:
+    async def inhibit(_process: int) -> None:
         pytest.fail("the device was inhibited, although it could not be attached")
 
     async def main() -> None:

@@ -70,6 +70,16 @@ def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
         folder.rmdir()
 
 
+def test_a_folder_that_is_a_link(tmp_path: Path) -> None:
+    """Whoever made the link could have it point elsewhere later."""
+    folder, link = tmp_path / "private", tmp_path / "link"
+    folder.mkdir(0o700)
+    link.symlink_to(folder)
+    assert "is a link, name the folder itself" in refusal(tmp_path, link / "balloon.qmp")
+    link.unlink()
+    folder.rmdir()
+
+
 def test_a_folder_of_ones_own_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "private"
     folder.mkdir(mode=0o700)

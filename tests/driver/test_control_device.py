@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from hostdev.control_link import MAX_DEATHS
 from hostdev.driver import Buffer, GuestMemory
 from hostdev.frontend import Frontend
 from hostdev.hinting import ID_DONE, ID_MIN
@@ -33,7 +34,7 @@ from qmp_glue.errors import QmpGlueError
 from qmp_glue.find import find_qemu
 from qmp_glue.vm import VirtualMachine
 from tests.control_process import QmpSocket
-from tests.device_program import Program, children, program, wait_for
+from tests.device_program import Program, children, descriptors, program, wait_for
 from tests.in_process import MIB, PAGE
 from tests.schema_check import Schema
 
@@ -189,6 +190,37 @@ def test_the_guest_is_polled_by_the_workers_clock(up: Device) -> None:
         wait_for(lambda wanted=value: stat(up) == wanted, "the answer")  # type: ignore[misc]
 
 
+def test_an_interval_of_a_hundred_years(up: Device) -> None:
+    """The largest that QEMU takes as well; poll() would not wait for so long at once."""
+    worker = up.command("query-status")["worker"]
+    head = up.send_statistics((4, 1))
+    wait_for(lambda: stat(up) == 1, "the first buffer")
+    up.command("qom-set", path=PATH, property=INTERVAL, value=(1 << 32) - 1)
+    assert up.frontend.rings[Role.STATISTICS].wait_used(head) == 0
+    up.send_statistics((4, 2))
+    wait_for(lambda: stat(up) == 2, "the answer")
+    up.frontend.write_config(Config(actual=1))
+    assert up.command("query-status")["worker"] == worker
+
+
+def test_a_worker_whose_control_process_is_given_up(up: Device) -> None:
+    """After too many deaths there is nobody to talk to, and nothing is kept for anybody: reports go on."""
+    worker = up.command("query-status")["worker"]
+    for number in range(MAX_DEATHS + 1):
+        (control,) = set(children(up.program.pid)) - {worker}
+        os.kill(control, signal.SIGKILL)
+        wait_for(lambda gone=control: gone not in children(up.program.pid), "its end")  # type: ignore[misc]
+        if number < MAX_DEATHS:
+            wait_for(lambda: len(children(up.program.pid)) == 2, "a successor")
+    assert children(up.program.pid) == [worker]
+    for pages in range(3):
+        up.frontend.write_config(Config(actual=pages))
+    ring = up.frontend.rings[Role.REPORTING]
+    ring.wait_used(ring.offer([Buffer(16 * MIB, PAGE, writable=True)]))
+    pairs = [what for what in descriptors(worker).values() if what.startswith("socket:")]
+    assert len(pairs) == 2  # the keeper's channel and the front end's back channel
+
+
 def stat(device: Device) -> int:
     answer = device.command("qom-get", path=PATH, property="guest-stats")
     return int(answer["stats"]["stat-free-memory"])
@@ -276,6 +308,7 @@ def test_attached_inhibited_where_releasing_is_unsafe(tmp_path: Path, unmet: Cal
         unmet(str(error))
         raise
     socket_path, control, qmp = tmp_path / "socket", tmp_path / "control", tmp_path / "qmp"
+    strange = tmp_path / "strange"
     port = ("-device", "pcie-root-port,id=port0,chassis=1")
     huge = ("-object", "memory-backend-memfd,id=huge,size=2M,hugetlb=on,reserve=off")
     monitor = ("-qmp", f"unix:{qmp},server=on,wait=off")
@@ -284,6 +317,10 @@ def test_attached_inhibited_where_releasing_is_unsafe(tmp_path: Path, unmet: Cal
     async def main() -> None:
         async with VirtualMachine(qemu, machine):
             words = attach_words(qmp, socket_path, control)
+            other = [*attach_words(qmp, socket_path, strange)]
+            wrong = await asyncio.to_thread(run, other)
+            assert wrong.returncode == 2
+            assert "is of another device" in wrong.stderr
             refused = await asyncio.to_thread(run, [word for word in words if word != "--inhibit-if-unsafe"])
             assert refused.returncode == 1
             assert "huge pages" in refused.stderr
@@ -294,8 +331,11 @@ def test_attached_inhibited_where_releasing_is_unsafe(tmp_path: Path, unmet: Cal
             with QmpSocket(control) as client:
                 assert client.execute("query-status")["return"]["inhibited"] is True
 
-    with program(socket_path, f"--control={control}"):
-        wait_for(control.exists, "the control socket")
+    with (
+        program(socket_path, f"--control={control}"),
+        program(tmp_path / "another", f"--control={strange}"),
+    ):
+        wait_for(lambda: control.exists() and strange.exists(), "the control sockets")
         asyncio.run(asyncio.wait_for(main(), 60))
 
 
@@ -310,6 +350,8 @@ def test_ctl_before_qemu(tmp_path: Path) -> None:
         words = [sys.executable, "-m", "balloonlab.cli", "ctl", "--control", str(control)]
         done = run([*words, "status"])
         assert (done.returncode, done.stdout) == (0, "no front end is connected: start QEMU\n")
+        done = run([*words, "stats", "--watch", "--count", "0"])
+        assert (done.returncode, done.stderr) == (2, "balloonlab: --count 0: give one or more\n")
         done = run([*words, "set", "1G"])
         assert done.returncode == 2
         assert "No balloon device has been activated" in done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hostdev import acceptor
-from hostdev.acceptor import PAUSE, Acceptor, is_trusted, peer_uid
+from hostdev.acceptor import PAUSE, Acceptor, is_trusted, peer_of
 
 
 @pytest.fixture
@@ -31,7 +31,12 @@ def test_whom_a_socket_comes_from(listener: socket.socket) -> None:
         connection = Acceptor(listener, "client").accept()
         assert connection is not None
         with connection:
-            assert peer_uid(connection) == os.geteuid()
+            assert peer_of(connection).uid == os.geteuid()
+
+
+def test_a_connection_that_another_was_faster_to_accept(listener: socket.socket) -> None:
+    """As where an inherited listener is shared: accept() must not wait for the next one."""
+    assert Acceptor(listener, "client").accept() is None
 
 
 def test_who_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hostdev.balloon import SLICE_CALLS
 from hostdev.chains import MAX_PFN_BYTES, MAX_STATISTICS
-from hostdev.driver import USER_BASE, Buffer, GuestMemory
+from hostdev.driver import USER_BASE, Buffer, DriverRing, GuestMemory
 from hostdev.errors import HostError, RingError
 from hostdev.giver import MAX_HOST_ERRORS, SLICE_BYTES
 from hostdev.memory import MemoryTable, Part
@@ -412,6 +412,32 @@ def test_a_report_is_found_under_either_numbering(number: int) -> None:
         guest.rings[number].add([offered(FREE, MIB)])
         guest.run(number)
         assert guest.discarder.released == [(FREE, MIB)]
+
+
+@pytest.mark.parametrize("how", ["stranded", "broken"])
+def test_hints_never_become_reports(how: str) -> None:
+    """A driver that numbers by the text, without statistics: ring 4 shows that, also while it is not running."""
+    features = DEFAULT_FEATURES & ~Feature.STATS_VQ
+    low, high = (
+        wire.MemoryRegion(0, 8 * MIB, USER_BASE, 0),
+        wire.MemoryRegion(8 * MIB, 8 * MIB, USER_BASE + 8 * MIB, 8 * MIB),
+    )
+    with InProcess(GuestMemory(16 * MIB, [low, high]), features=features) as guest:
+        if how == "stranded":
+            guest.rings[REPORTING] = DriverRing(guest.memory, REPORTING, 128, 8 * MIB)
+        guest.start([INFLATE, DEFLATE, HINT, REPORTING])
+        if how == "stranded":
+            guest.request(Request.REM_MEM_REG, wire.SingleRegion(0, high))
+            assert REPORTING in guest.balloon.rings.stranded
+        else:
+            guest.rings[REPORTING].set_available_index(5000)
+            guest.run(REPORTING)
+            guest.request(Request.REM_MEM_REG, wire.SingleRegion(0, high))
+        fill(guest, FREE, MIB)
+        guest.rings[HINT].add([offered(FREE, MIB)])
+        guest.run(HINT)
+        assert guest.balloon.rings.role(HINT) is Role.FREE_PAGE_HINT
+        assert guest.discarder.released == []
 
 
 def test_a_ring_without_a_role_is_answered() -> None:

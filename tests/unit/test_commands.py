@@ -11,13 +11,14 @@ import pytest
 from hostdev.commands import STATISTICS_SECONDS
 from hostdev.driver import USER_BASE, Buffer, GuestMemory
 from hostdev.errors import HostError
+from hostdev.estimates import PAUSE_SECONDS
 from hostdev.giver import MAX_HOST_ERRORS
 from hostdev.hinting import ID_DONE, ROUND_SECONDS
 from hostdev.statistics import ABSENT
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, STATISTIC, Config, Feature, Role, Statistic
 from hostdev.wire.control import Envelope, Kind
-from hostdev.wire.vhost_user import BackendRequest
+from hostdev.wire.vhost_user import BackendRequest, Request
 from tests.in_process import MIB, PAGE, InProcess
 
 INFLATE, DEFLATE, STATISTICS, HINT, REPORTING = Role
@@ -137,6 +138,23 @@ def test_a_target_set_in_a_pause_is_told_when_it_ends(guest: InProcess) -> None:
     assert config_messages(guest) == 1
 
 
+def test_a_target_between_two_regions_is_of_all_memory() -> None:
+    """The front end names memory region by region: what is known of it in between is not the guest's size."""
+    low = wire.MemoryRegion(0, 0xA0000, USER_BASE, 0)
+    high = wire.MemoryRegion(0xC0000, MEMORY - 0xC0000, USER_BASE + 0xC0000, 0xC0000)
+    with InProcess(GuestMemory(MEMORY, [low, high]), rings_at=0x100000) as guest:
+        guest.negotiate()
+        ram = guest.memory.fd
+        guest.request(Request.ADD_MEM_REG, wire.SingleRegion(0, low), [ram])
+        assert guest.command("balloon", value=32 * MIB) == {}
+        assert "memory" not in guest.command("query-status")
+        assert guest.command("query-balloon").startswith("DeviceNotActive")
+        guest.request(Request.ADD_MEM_REG, wire.SingleRegion(0, high), [ram])
+        guest.resume()
+        assert guest.read_config().num_pages == 32 * MIB // PAGE
+        assert guest.command("query-balloon") == {"actual": MEMORY}
+
+
 @pytest.mark.parametrize("actual", [0xFFFF_FFFF, MEMORY // PAGE + 1])
 def test_a_guest_that_claims_to_hold_too_much(guest: InProcess, actual: int) -> None:
     guest.write_config(Config(actual=actual))
@@ -164,6 +182,17 @@ def test_a_changed_balloon_is_told_once_a_second_with_its_last_size(guest: InPro
     guest.write_config(Config(actual=5))
     guest.now += 10
     assert changes(guest) == []
+
+
+def test_changes_that_nobody_fetches_do_not_pile_up(guest: InProcess) -> None:
+    for pages in range(1, 50):
+        guest.write_config(Config(actual=pages))
+        guest.tick(2)
+    assert len(guest.commands.outgoing) == 1
+    guest.answers()
+    assert changes(guest) == []
+    guest.now += 1
+    assert changes(guest) == [MEMORY - 49 * PAGE]
 
 
 # Statistics
@@ -402,6 +431,47 @@ def test_whatever_happens_the_guest_gets_its_memory_back(guest: InProcess, how: 
     else:
         ((kind, _number, value),) = answers
         assert (kind, value["complete"]) == (Kind.RETURN, False)
+
+
+def test_a_guest_gets_time_to_take_its_memory_back_before_the_next_round(guest: InProcess) -> None:
+    """Linux does so when it reads DONE, and not if it reads the next round's id first."""
+    guest.ask(3, "estimate-free")
+    number = guest.read_config().free_page_hint_cmd_id
+    hint(guest, number, 0)
+    guest.tick()
+    guest.answers()
+    guest.ask(4, "estimate-free")
+    guest.ask(5, "estimate-free")
+    guest.tick()
+    assert guest.read_config().free_page_hint_cmd_id == ID_DONE
+    due = guest.commands.due()
+    assert due == guest.now + PAUSE_SECONDS
+    guest.tick(PAUSE_SECONDS)
+    assert guest.read_config().free_page_hint_cmd_id == number + 1
+    hint(guest, number + 1, 0)
+    guest.tick()
+    assert sorted(answer[1] for answer in guest.answers()) == [4, 5]
+
+
+def test_who_goes_while_a_round_waits_leaves_none(guest: InProcess) -> None:
+    for _ in range(2):
+        guest.ask(3, "estimate-free")
+        guest.commands.handle(Envelope(Kind.CANCEL, 3))
+    guest.tick(PAUSE_SECONDS)
+    assert guest.read_config().free_page_hint_cmd_id == ID_DONE
+    assert guest.commands.due() is None
+
+
+@pytest.mark.parametrize("how", ["none", "broken"])
+def test_a_guest_that_cannot_be_told_is_not_asked(guest: InProcess, how: str) -> None:
+    """It would begin a round that it happens to see, and never be told of its end."""
+    if how == "none":
+        guest.session._drop_backend_channel()
+    else:
+        assert guest.session.backend_channel is not None
+        guest.session.backend_channel.is_broken = True
+    assert "cannot be told" in guest.command("estimate-free")
+    assert not guest.balloon.hinting.is_open
 
 
 def test_estimates_that_cannot_be(early: InProcess) -> None:

@@ -41,7 +41,7 @@ def test_one_message_for_what_has_changed_meanwhile(guest: InProcess) -> None:
 def test_nothing_is_begun_while_a_message_waits(guest: InProcess) -> None:
     change(guest)
     guest.teller.tell(lambda: True)
-    assert guest.teller.is_settled
+    assert not guest.teller.is_settled
     assert guest.teller.waits_for() is None
     assert guest.told() == [CHANGE]
 
@@ -145,6 +145,18 @@ def test_a_new_channel_between_the_two_parts(guest: InProcess) -> None:
     guest.teller.tell(lambda: False)
     assert len(guest.backend_channel.recv(64)) == 1
     guest.negotiate()
+    guest.teller.tell(lambda: False)
     assert guest.teller.is_settled
     guest.resume(first=True)
     assert guest.told() == [CHANGE]
+
+
+def test_a_channel_that_is_broken_is_as_none(guest: InProcess) -> None:
+    guest.backend_channel.close()
+    guest._theirs.close()
+    change(guest)
+    for _ in range(2):
+        guest.teller.tell(lambda: False)
+    assert guest.teller.is_settled
+    assert guest.teller.waits_for() is None
+    assert not guest.balloon.space.changed

@@ -86,3 +86,14 @@ def test_a_scattered_region_takes_many_slices(memfd: Fd) -> None:
 
 def test_no_region() -> None:
     assert run(MemoryTable()) == ({}, 1)
+
+
+def test_huge_pages_that_regions_share_are_left_out(huge_pages: int) -> None:
+    """hugetlbfs calls all of a file data."""
+    assert huge_pages >= 4
+    with Fd(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB)) as fd:
+        os.ftruncate(fd.fileno(), 8 * MIB)
+        assert run(regions(fd, [(0, 0xA0000), (0xC0000, 8 * MIB - 0xC0000)]))[0] == {}
+        one = regions(fd, [(0, 8 * MIB)])
+        one.regions[0].view(3 * MIB, 1)[0] = 1
+        assert run(one)[0] == {0: 2 * MIB}
