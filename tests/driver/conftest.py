@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.control_process import ControlProcess, FakeWorker, QmpSocket, control_process
+from tests.device_program import children, descriptors
+
+
+@pytest.fixture
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """No child of this process, no descriptor and no file in tmp_path outlives a test."""
+    before = set(children(os.getpid())), len(descriptors(os.getpid()))
+    yield
+    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

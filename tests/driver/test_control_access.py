@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,9 @@ import pytest
 from hostdev.driver import DEADLINE
 from hostdev.errors import EXIT_PASS, EXIT_USAGE
 from tests.control_process import controlled
-from tests.device_program import children, descriptors, serves
+from tests.device_program import serves
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = set(children(os.getpid())), len(descriptors(os.getpid()))
-    yield
-    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
-    assert list(tmp_path.iterdir()) == []
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 # Where the socket may be

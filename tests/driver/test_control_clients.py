@@ -10,7 +10,6 @@ import random
 import resource
 import select
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,9 @@ from tests.control_process import (
     gets_on,
     say,
 )
-from tests.device_program import children, descriptors, wait_for
+from tests.device_program import descriptors, wait_for
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = set(children(os.getpid())), len(descriptors(os.getpid()))
-    yield
-    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
-    assert list(tmp_path.iterdir()) == []
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 # Clients that go

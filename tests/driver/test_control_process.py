@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ from tests.control_process import (
     gets_on,
     say,
 )
-from tests.device_program import children, descriptors
+from tests.device_program import descriptors
 from tests.schema_check import Schema
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 INACTIVE = {"error": {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}}
 DEVICE_COMMANDS = [name for name, command in COMMANDS.items() if command.place is Place.DEVICE]
@@ -45,14 +46,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "qom-set": {"path": "balloon0", "property": "x", "value": {"any": [1, None]}},
     "query-balloon-stats": {"refresh": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = set(children(os.getpid())), len(descriptors(os.getpid()))
-    yield
-    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
-    assert list(tmp_path.iterdir()) == []
 
 
 # What is passed on

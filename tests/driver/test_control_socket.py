@@ -24,15 +24,9 @@ from hostdev.wire.vhost_user import Request
 from tests.control_process import Controlled, QmpSocket, controlled
 from tests.device_program import children, descriptors, serves, wait_ended, wait_for, works
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 INACTIVE = {"error": {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}}
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = set(children(os.getpid())), len(descriptors(os.getpid()))
-    yield
-    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

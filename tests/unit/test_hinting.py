@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hostdev.hinting import ID_DONE, ID_MAX, ID_MIN, ID_STOP, ROUND_SECONDS, Estimate, Hinting, State
+from tests.clock import Clock
 
 MIB = 1 << 20
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 10.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

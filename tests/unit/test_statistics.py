@@ -7,14 +7,7 @@ import pytest
 from hostdev.errors import CommandError
 from hostdev.statistics import ABSENT, Statistics
 from hostdev.wire.balloon import STATISTIC, STATISTIC_NAMES, Statistic
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
