@@ -29,8 +29,11 @@ class Target:
 
 
 def balloon_pages(memory: int, size: int) -> int:
-    """Return the pages of 4096 bytes that leave a guest of so much memory the logical size, at most size bytes more."""
-    return min((memory - min(size, memory)) >> PFN_SHIFT, MAX_PAGES)
+    """Return the pages of 4096 bytes whose balloon leaves a guest of so much memory this logical size, or a page more.
+
+    size: bytes, at most memory.
+    """
+    return min((memory - size) >> PFN_SHIFT, MAX_PAGES)
 
 
 def logical_size(memory: int, pages: int) -> int:

@@ -228,6 +228,7 @@ def test_polling(guest: InProcess) -> None:
     assert guest.command("qom-get", path=PATH, property=INTERVAL) == 10
     assert guest.tick() == {STATISTICS}
     assert guest.rings[STATISTICS].take_used() == [(held, 0)]
+    assert guest.balloon.due() is None  # nothing wakes the worker until the guest answers
     assert guest.tick(1000) == set()
     held = send_statistics(guest, (4, 2))
     assert guest.balloon.due() == guest.now + 10
