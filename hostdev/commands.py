@@ -108,7 +108,8 @@ class Commands:
             self.fail(number)
 
     def _open(self) -> set[int]:
-        return {*self._waiting, *self._walks, *self._estimates.asking}
+        """Return the commands that wait for their answer."""
+        return self._waiting.keys() | self._walks.keys() | self._estimates.asking
 
     def due(self) -> float | None:
         """When tick() is to be called at the latest, by the clock; None for never."""
@@ -123,6 +124,8 @@ class Commands:
 
     def tick(self) -> None:
         """Answer whose answer has come, or whose time has; tell of a balloon that has changed."""
+        if not self._open() and self._balloon.space.actual == self._told_actual:
+            return
         now = self._clock()
         for number, waiting in list(self._waiting.items()):
             self._look_for_statistics(number, waiting, now)

@@ -38,6 +38,8 @@ class ConfigTeller:
 
     def tell(self, has_message: Callable[[], bool]) -> None:
         """Take the next step. has_message: tells if the front end has sent something that was not handled yet."""
+        if self._since is None and not self._balloon.space.changed:
+            return
         channel = self._channel
         if channel is None:
             # Its guest reads config space when it likes, and cannot be told anything.
@@ -75,7 +77,7 @@ class ConfigTeller:
     def waits_for(self) -> int | None:
         """Return the descriptor that is readable when there is a next step, None if there is none to wait for."""
         channel = self._channel
-        if channel is None:
+        if self._since is None or channel is None:
             return None
         is_held_up = self._balloon.space.changed and self._session.may_tell and channel.has_unread
         return channel.fileno() if channel.is_half_sent or is_held_up else None

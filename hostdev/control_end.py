@@ -24,6 +24,7 @@ class ControlEnd:
         self._socket = sock
         self._commands = commands
         self._poll = poll
+        self._waits_for_room = False
         if sock is not None:
             poll.register(sock, select.POLLIN)
 
@@ -38,7 +39,7 @@ class ControlEnd:
             return None
         if mask & select.POLLOUT:
             # flush() asks again, if there is still something to send and it is time to.
-            self._poll.modify(self._socket, select.POLLIN)
+            self._wait_for_room(wait=False)
         if not mask & ~select.POLLOUT:
             return None
         try:
@@ -70,7 +71,12 @@ class ControlEnd:
         except OSError:
             self._leave()
             return
-        self._poll.modify(self._socket, select.POLLIN | (select.POLLOUT if outgoing else 0))
+        self._wait_for_room(wait=bool(outgoing))
+
+    def _wait_for_room(self, *, wait: bool) -> None:
+        if self._socket is not None and wait is not self._waits_for_room:
+            self._poll.modify(self._socket, select.POLLIN | (select.POLLOUT if wait else 0))
+            self._waits_for_room = wait
 
     def _leave(self) -> None:
         assert self._socket is not None

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # How stale the metrics file may be, in seconds, while something changes. While nothing does there is no wake-up.
 METRICS_PERIOD = 0.5
+# Turns of rings that always have more to do, 10 ms each at the most, after which timers and commands have theirs as well.
+BUSY_TURNS = 8
 # Milliseconds that poll() is asked to wait at the most: it takes no more than a C int, and statistics may be wanted every
 # 136 years. To look up once an hour for nothing costs nothing.
 MAX_WAIT_MS = 3_600_000
@@ -76,6 +78,7 @@ class Worker:
         self._kicks: dict[int, int] = {}
         self._runnable: set[int] = set()
         self._awaited: int | None = None
+        self._turns = 0
 
     def run(self) -> None:
         """Serve until the keeper closes the channel."""
@@ -98,7 +101,10 @@ class Worker:
             self._take_kick(number)
         for index in sorted(self._runnable):
             self._serve_ring(index)
-        self._tick()
+        self._turns += 1
+        # A ring with more to do has its next turn at once: the rest can wait for that, though not for ever.
+        if not self._runnable or self._turns % BUSY_TURNS == 0:
+            self._tick()
         return True
 
     def _timeout(self) -> float | None:
