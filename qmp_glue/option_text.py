@@ -17,7 +17,7 @@ __all__ = ["is_on", "parse_option", "parse_size"]
 
 # qapi/common: the suffixes of a size; -m alone takes MiB where there is none.
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_JSON_WORDS = {"True": "on", "False": "off"}
+_WORDS = {True: "on", False: "off"}
 
 
 def parse_option(text: str, implied: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ def _flatten(value: object, key: str) -> Iterator[tuple[str, str]]:
         for position, inner in enumerate(value):
             yield from _flatten(inner, f"{key}.{position}")
     else:
-        yield key, _JSON_WORDS.get(str(value), str(value))
+        yield key, _WORDS[value] if isinstance(value, bool) else str(value)
 
 
 def is_on(text: str) -> bool:
