@@ -29,7 +29,7 @@ from hostdev.hinting import Hinting
 from hostdev.memory import MemoryTable
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.pages import Span, spans_of_pfns
-from hostdev.rings import Job, Ring, Rings
+from hostdev.rings import Job, Ring, Rings, Step
 from hostdev.statistics import Statistics
 from hostdev.trace import Tracer
 from hostdev.virtqueue import Chain, RingLayout
@@ -40,14 +40,6 @@ log = logging.getLogger(__name__)
 
 # Scattered single pages cost up to 30 us each while another CPU runs with the memory mapped: about 8 ms.
 SLICE_CALLS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one call of service() did: chains returned, so that the guest is to be signalled, and is there more."""
-
-    returned: bool
-    more: bool
 
 
 _IDLE = Step(returned=False, more=False)
@@ -102,14 +94,19 @@ class Balloon:
         self.giver.adopt(memory.regions)
         self.metrics.gauges["guest_memory_bytes"] = sum(region.size for region in memory.regions)
         self.rings.put_up(layouts, memory, self._features)
-        self._has_all_memory = bool(memory.regions) and self._has_all_memory
+        self._note_memory()
 
     def start_ring(self, index: int, layout: RingLayout, base: int) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
         self.rings.start(index, layout, base, self.memory, self._features)
-        # Region by region; before the first ring starts, the front end has named all of the guest's memory.
-        self._has_all_memory = True
-        self.space.settle(self.known_memory())
+        self._note_memory()
+
+    def _note_memory(self) -> None:
+        """A front end names memory region by region, and all of it before the first ring starts: one that runs shows that."""
+        has_all = self._has_all_memory or bool(self.rings.started)
+        self._has_all_memory = bool(self.memory.regions) and has_all
+        if self._has_all_memory:
+            self.space.settle(self.known_memory())
 
     def stop_ring(self, index: int) -> int | None:
         """Stop using a ring; a chain in progress and a held statistics buffer will be offered again."""
@@ -166,7 +163,7 @@ class Balloon:
         self.end_hinting()
 
     def begin_hinting(self) -> None:
-        """Open a round of hinting; the guest must have the ring for it, and there must be none open."""
+        """Open a round of hinting; there must be none open."""
         self.hinting.begin()
         self.space.changed = True
 

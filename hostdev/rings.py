@@ -21,6 +21,14 @@ from hostdev.wire.trace import Cause
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call of Balloon.service() did: chains returned, so that the guest is to be signalled, and is there more."""
+
+    returned: bool
+    more: bool
+
+
 @dataclass
 class Job:
     """A chain whose pages are being given back. The parts are worked out as they come to their turn."""

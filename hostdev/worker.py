@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostdev import fds
-from hostdev.balloon import Balloon, Step
+from hostdev.balloon import Balloon
 from hostdev.commands import Commands
 from hostdev.config_teller import ConfigTeller
 from hostdev.control_end import ControlEnd
@@ -26,6 +26,7 @@ from hostdev.discard import AUTO, Discarder
 from hostdev.errors import RingError, StreamError
 from hostdev.isolation import isolate
 from hostdev.metrics import Metrics
+from hostdev.rings import Step
 from hostdev.session import Session
 from hostdev.trace import TraceFile, Tracer
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature

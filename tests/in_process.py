@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hostdev import fds
-from hostdev.balloon import Balloon, Step
+from hostdev.balloon import Balloon
 from hostdev.commands import Commands
 from hostdev.config_teller import ConfigTeller
 from hostdev.discard import AUTO, Discarder
@@ -22,6 +22,7 @@ from hostdev.errors import RingError
 from hostdev.frontend import Frontend
 from hostdev.memory import Region
 from hostdev.metrics import Metrics
+from hostdev.rings import Step
 from hostdev.session import Session
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature

@@ -155,6 +155,17 @@ def test_a_target_between_two_regions_is_of_all_memory() -> None:
         assert guest.command("query-balloon") == {"actual": MEMORY}
 
 
+def test_a_region_that_is_changed_under_running_rings(guest: InProcess) -> None:
+    """QEMU takes it away and adds it again; the guest's size is known again with it."""
+    region = guest.memory.regions[0]
+    guest.request(Request.REM_MEM_REG, wire.SingleRegion(0, region))
+    guest.command("balloon", value=32 * MIB)
+    assert "memory" not in guest.command("query-status")
+    guest.request(Request.ADD_MEM_REG, wire.SingleRegion(0, region), [guest.memory.fd])
+    assert guest.command("query-status")["memory"] == MEMORY
+    assert guest.read_config().num_pages == 32 * MIB // PAGE
+
+
 @pytest.mark.parametrize("actual", [0xFFFF_FFFF, MEMORY // PAGE + 1])
 def test_a_guest_that_claims_to_hold_too_much(guest: InProcess, actual: int) -> None:
     guest.write_config(Config(actual=actual))

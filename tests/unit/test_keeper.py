@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hostdev.balloon import Step
 from hostdev.errors import RingError
+from hostdev.rings import Step
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.channel import Action
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
