@@ -5,8 +5,14 @@ opaque. The QMP that people speak is control.py's and stays on the other side of
 
     control -> worker    COMMAND {"execute", "arguments"}, CANCEL
     worker  -> control   RETURN value, ERROR {"class", "desc"}, EVENT {"event", "data"}
-    keeper  -> control   GUEST with the descriptor of a pair whose other end a new worker has; RETURN, ERROR to a QUIT
-    control -> keeper    QUIT {"force"}
+    keeper  -> control   GUEST name: a place where a front end may connect; with a descriptor, of a pair whose other end a
+                         worker has, one has connected, or its worker was replaced: what that one had not answered is to
+                         be asked again; without, there is none, or none any more
+                         GONE name: there is no such place any more
+                         RETURN value, ERROR {"class", "desc"} to what the keeper was asked
+    control -> keeper    QUIT {"force"}; ADD path, REMOVE name, GUESTS, UPGRADE
+
+Names and paths are bare text and not JSON: the keeper parses none.
 """
 
 from __future__ import annotations
@@ -32,11 +38,16 @@ class Kind(IntEnum):
     EVENT = 5
     GUEST = 6
     QUIT = 7
+    GONE = 8
+    ADD = 9
+    REMOVE = 10
+    GUESTS = 11
+    UPGRADE = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """id: chosen by who asks, repeated in what answers; 0 in an EVENT and a GUEST."""
+    """id: chosen by who asks, repeated in what answers; 0 in an EVENT, a GUEST and a GONE."""
 
     kind: int
     id: int
