@@ -1,18 +1,17 @@
-"""The control process: QMP for any number of people, beside the worker.
+"""The control process: QMP for any number of people, beside the workers.
 
-Forked by the keeper, which holds the front end's connection, and apart from the worker, which has guest memory mapped:
+Forked by the keeper, which holds the front ends' connections, and apart from the workers, which have guest memory mapped:
 clients' JSON is parsed in neither. It has the listening socket, its clients, a channel to the keeper and the one end of
-a pair to the worker, which it is sent for each front end. What it cannot answer itself it passes on as one datagram
+a pair to each worker, which it is sent for each front end. What it cannot answer itself it passes on as one datagram
 (wire/control.py) and answers when the answer comes; it never waits for anybody.
 
 Not one of the loops that may never die: the keeper starts another, and neither VM nor worker notice. Ends when the
-keeper closes the channel. qmp_session.py is a client's conversation, schema.py the commands, control_link.py the
-keeper's side.
+keeper closes the channel. qmp_session.py is a client's conversation, schema.py the commands; control_guests.py asks the
+workers, control_keeper.py the keeper, whose side is control_link.py.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import select
 import socket
@@ -23,16 +22,16 @@ from typing import Any
 from hostdev import fds
 from hostdev.acceptor import Acceptor
 from hostdev.client import Client
-from hostdev.control_peer import Peer, Question, ids
+from hostdev.control_guests import Guests
+from hostdev.control_keeper import KeeperEnd
+from hostdev.control_peer import ask_guest, ids
 from hostdev.errors import CommandError
 from hostdev.isolation import isolate
-from hostdev.json_stream import parse_whole
 from hostdev.metrics import worth_logging
 from hostdev.qmp_session import Command, version
 from hostdev.qom import qom_list
-from hostdev.schema import COMMANDS, EVENTS, Place, query_commands, query_qmp_schema
-from hostdev.wire.control import QUIT_FORCED, Envelope, Kind
-from hostdev.wire.layout import LayoutError
+from hostdev.schema import COMMANDS, Place, query_commands, query_qmp_schema
+from hostdev.wire.control import Kind
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +58,12 @@ def start(channel: socket.socket, listener: socket.socket, generation: int) -> i
 
 
 class Control:
-    """The clients, the keeper and the worker."""
+    """The clients, the keeper and the workers."""
 
     def __init__(self, channel: socket.socket, listener: socket.socket, generation: int = 0) -> None:
-        self._ids = ids(generation)
-        self._keeper = Peer(channel, self._ids)
-        self._device: Peer | None = None
+        numbers = ids(generation)
+        self._keeper = KeeperEnd(channel, numbers)
+        self._guests = Guests(numbers, self._tell)
         self._acceptor = Acceptor(listener, "client of the control socket")
         self._clients: dict[int, Client] = {}
         self._turned_away = 0
@@ -78,7 +77,7 @@ class Control:
         """Serve until the keeper closes the channel, then send what is owed as far as it can be sent at once."""
         while self._turn():
             pass
-        self._end_device()
+        self._guests.end()
         for client in list(self._clients.values()):
             client.flush()
             self._drop(client)
@@ -89,11 +88,11 @@ class Control:
         clients = [
             (self._clients[number], mask) for number, mask in events.items() if number in self._clients
         ]
-        asked = self._device is not None and self._device.channel.fileno() in events
-        if self._keeper.channel.fileno() in events and not self._serve_keeper():
+        guests = self._guests.ready(events)
+        if self._keeper.number in events and not self._serve_keeper():
             return False
-        if asked:
-            self._serve_device()
+        for guest, peer, mask in guests:
+            guest.serve(peer, mask)
         if self._acceptor.listener.fileno() in events:
             self._accept()
         for client, mask in clients:
@@ -118,9 +117,8 @@ class Control:
     def _watch_all(self) -> float | None:
         """Have poll() watch what is to be watched. Returns for how many milliseconds; None for as long as it takes."""
         wanted = {number: client.wanted() for number, client in self._clients.items()}
-        wanted[self._keeper.channel.fileno()] = select.POLLIN
-        if self._device is not None:
-            wanted[self._device.channel.fileno()] = select.POLLIN
+        wanted[self._keeper.number] = select.POLLIN
+        wanted |= self._guests.wanted()
         pause = self._acceptor.pause()
         if pause is None:
             wanted[self._acceptor.listener.fileno()] = select.POLLIN
@@ -158,11 +156,10 @@ class Control:
         self._drop(client)
 
     def _drop(self, client: Client) -> None:
-        """Close a client's connection and call off what it asked the worker for. A quit is not called off."""
+        """Close a client's connection and call off what it asked a worker for. What the keeper was asked is not."""
         if self._clients.pop(client.connection.fileno(), None) is None:
             return
-        if self._device is not None:
-            self._device.cancel(client)
+        self._guests.cancel(client)
         client.connection.close()
 
     def _execute(self, client: Client, command: Command) -> None:
@@ -171,9 +168,9 @@ class Control:
             if place is Place.CONTROL:
                 client.session.answer(_HANDLERS[command.name](command.arguments))
             elif place is Place.KEEPER:
-                self._ask_keeper(client, command)
+                self._keeper.ask(client, command)
             else:
-                self._ask_device(client, command)
+                self._guests.ask(command.arguments.get("guest"), ask_guest(client, command))
         except CommandError as error:
             client.session.refuse(error)
 
@@ -182,99 +179,15 @@ class Control:
         for client in self._clients.values():
             client.session.tell(event, data, now)
 
-    # The worker
-
-    def _ask_device(self, client: Client, command: Command) -> None:
-        question = Question(client, command.name)
-        text = json.dumps({"execute": command.name, "arguments": command.arguments}).encode()
-        if self._device is not None:
-            try:
-                self._device.ask(Kind.COMMAND, text, question)
-            except (BrokenPipeError, ConnectionResetError):
-                self._end_device()
-            else:
-                return
-        _answer_without_device(question)
-
-    def _serve_device(self) -> None:
-        assert self._device is not None
-        try:
-            envelope, received = self._device.receive()
-            fds.close_all(received)
-            self._take(envelope, self._device)
-        except BlockingIOError:
-            pass  # what was there to be read was for the predecessor of this worker
-        except EOFError:
-            self._end_device()
-        except (LayoutError, CommandError, LookupError, TypeError) as error:
-            self._unreadable += 1
-            if worth_logging(self._unreadable):
-                log.error("what the worker says cannot be read: %s", error)  # noqa: TRY400
-
-    def _take(self, envelope: Envelope, device: Peer) -> None:
-        """Pass an event or an answer on. Raises CommandError, LookupError or TypeError for an event that is none."""
-        if envelope.kind == Kind.EVENT:
-            value = parse_whole(envelope.text)
-            if value["event"] in EVENTS:
-                self._tell(value["event"], value["data"])
-            return
-        question = device.take(envelope.id)
-        if question is not None:
-            _pass_on(envelope, question)
-
-    def _end_device(self) -> None:
-        """There is no front end any more, and nobody to answer who still waits."""
-        device, self._device = self._device, None
-        if device is not None:
-            device.channel.close()
-            for question in device.take_all():
-                _answer_without_device(question)
-
-    # The keeper
-
-    def _ask_keeper(self, client: Client, command: Command) -> None:
-        text = QUIT_FORCED if command.arguments.get("force", False) else b"{}"
-        try:
-            self._keeper.ask(Kind.QUIT, text, Question(client, command.name))
-        except (BrokenPipeError, ConnectionResetError):
-            raise CommandError("the device is ending already") from None
-
     def _serve_keeper(self) -> bool:
         """Take one envelope. False when the keeper has closed the channel."""
         try:
             envelope, received = self._keeper.receive()
         except EOFError:
             return False
-        if envelope.kind == Kind.GUEST:
-            self._end_device()
-            (end,) = received
-            self._device = Peer(socket.socket(fileno=end.detach()), self._ids)
-            return True
-        question = self._keeper.take(envelope.id)
-        if question is not None:
-            _pass_on(envelope, question)
-        if envelope.kind == Kind.RETURN:
+        if envelope.kind in (Kind.GUEST, Kind.GONE):
+            self._guests.take(envelope, received)
+        elif self._keeper.answer(envelope) == "quit":
             self._tell("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        fds.close_all(received)
         return True
-
-
-def _pass_on(envelope: Envelope, question: Question) -> None:
-    """Give a client its answer. Read on the way: what a worker that was taken over says must not get at the client."""
-    session = question.client.session
-    try:
-        value = parse_whole(envelope.text)
-        if envelope.kind == Kind.RETURN:
-            session.answer(value)
-        else:
-            session.refuse(CommandError(str(value["desc"]), str(value["class"])))
-    except (CommandError, LookupError, TypeError) as error:
-        log.error("an answer to %s cannot be read: %s", question.command, error)  # noqa: TRY400
-        session.refuse(CommandError("the device's answer cannot be read"))
-
-
-def _answer_without_device(question: Question) -> None:
-    if question.command == "query-status":
-        question.client.session.answer({"connected": False})
-    else:
-        error = CommandError("No balloon device has been activated", "DeviceNotActive")
-        question.client.session.refuse(error)

@@ -60,9 +60,9 @@ class ControlLink:
         self._end(kill=True)
         self._listener.close()
 
-    def announce(self, guest: fds.Fd) -> None:
-        """Give the control process the end of the pair to a new worker."""
-        self._send(Envelope(Kind.GUEST, 0), [guest])
+    def announce(self, guest: fds.Fd | None) -> None:
+        """Give the control process the end of the pair to a new worker; None: there is no front end any more."""
+        self._send(Envelope(Kind.GUEST, 0), [] if guest is None else [guest])
 
     def answer(self, envelope: Envelope) -> None:
         """Answer a QUIT."""

@@ -1,11 +1,12 @@
-"""The keeper or a worker as the control process sees it: asked in datagrams, and who waits for which answer.
+"""The keeper or a worker as the control process sees it: datagrams there and back, and a client that waits for one.
 
-Used by control.py.
+Used by control_keeper.py and control_guests.py, which know who waits for which.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
+import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from dataclasses import dataclass
 from hostdev import fds
 from hostdev.client import Client
 from hostdev.errors import CommandError
+from hostdev.json_stream import parse_whole
+from hostdev.qmp_session import Command
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
+
+log = logging.getLogger(__name__)
 
 # The upper byte of an id is the control process's generation, for a predecessor's question may still be answered.
 _GENERATION_SHIFT = 24
@@ -29,66 +34,83 @@ def ids(generation: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A client that waits, and the name of its command."""
+    """A client that waits, the name of its command, and what is asked for it."""
 
     client: Client
     command: str
+    kind: Kind
+    text: bytes
+
+    def answer(self, envelope: Envelope) -> None:
+        """Give the client its answer. Read on the way: what a worker that was taken over says must not get at it."""
+        session = self.client.session
+        try:
+            value = parse_whole(envelope.text)
+            if envelope.kind == Kind.RETURN:
+                session.answer(value)
+            else:
+                session.refuse(CommandError(str(value["desc"]), str(value["class"])))
+        except (CommandError, LookupError, TypeError) as error:
+            log.error("an answer to %s cannot be read: %s", self.command, error)  # noqa: TRY400
+            session.refuse(CommandError("the device's answer cannot be read"))
+
+    def answer_without_device(self) -> None:
+        """Answer what is asked about a guest while there is none."""
+        if self.command == "query-status":
+            self.client.session.answer({"connected": False})
+        else:
+            error = CommandError("No balloon device has been activated", "DeviceNotActive")
+            self.client.session.refuse(error)
+
+
+def ask_guest(client: Client, command: Command) -> Question:
+    """Return what a worker is asked: which guest is meant is no business of its."""
+    arguments = {name: value for name, value in command.arguments.items() if name != "guest"}
+    text = json.dumps({"execute": command.name, "arguments": arguments}).encode()
+    return Question(client, command.name, Kind.COMMAND, text)
 
 
 class Peer:
-    """One end of a SOCK_SEQPACKET pair."""
+    """One end of a SOCK_SEQPACKET pair. Nothing here waits."""
 
-    def __init__(self, channel: socket.socket, numbers: Iterator[int]) -> None:
-        self.channel = channel
-        self._numbers = numbers
-        self._waiting: dict[int, Question] = {}
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
 
-    def ask(self, kind: Kind, text: bytes, question: Question) -> None:
-        """Send a question.
+    @property
+    def number(self) -> int:
+        """Its descriptor."""
+        return self._channel.fileno()
 
-        Raises CommandError if it cannot be sent now, BrokenPipeError or ConnectionResetError if the peer has ended.
+    def close(self) -> None:
+        """Close it."""
+        self._channel.close()
+
+    def send(self, envelope: Envelope) -> None:
+        """Send one envelope.
+
+        Raises CommandError if it is too long, BlockingIOError if it cannot be sent now, BrokenPipeError or
+        ConnectionResetError if the peer has ended.
         """
-        number = next(self._numbers)
-        data = ENVELOPE.encode(Envelope(kind, number, text))
+        data = ENVELOPE.encode(envelope)
         if len(data) > MAX_ENVELOPE:
             raise CommandError(f"the command is longer than {MAX_ENVELOPE} bytes")
-        try:
-            fds.send(self.channel, data)
-        except BlockingIOError:
-            raise CommandError("the device is busy") from None
-        self._waiting[number] = question
+        fds.send(self._channel, data)
 
     def receive(self) -> tuple[Envelope, list[fds.Fd]]:
         """Receive one envelope and its descriptors.
 
-        Raises EOFError if the peer has ended, LayoutError for what is no envelope, BlockingIOError if there is none.
+        Raises EOFError if the peer has ended and all that it said was received, LayoutError for what is no envelope,
+        BlockingIOError if there is none.
         """
-        try:
-            data, received = fds.receive(self.channel, MAX_ENVELOPE)
-        except ConnectionResetError:
-            raise EOFError from None
+        data, received = self._receive()
         if not data:
             raise EOFError
         return ENVELOPE.decode(data), received
 
-    def take(self, number: int) -> Question | None:
-        """Return who asked, once. None: the client has gone, or a predecessor of this process asked."""
-        return self._waiting.pop(number, None)
-
-    def take_all(self) -> list[Question]:
-        """Return all who wait."""
-        questions = list(self._waiting.values())
-        self._waiting.clear()
-        return questions
-
-    def cancel(self, client: Client) -> None:
-        """Call off what the client asked, if anything."""
-        for number, question in list(self._waiting.items()):
-            if question.client is client:
-                del self._waiting[number]
-                self._send_cancel(number)
-
-    def _send_cancel(self, number: int) -> None:
-        """If it cannot be sent, the answer will find nobody, which is as good."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            fds.send(self.channel, ENVELOPE.encode(Envelope(Kind.CANCEL, number)))
+    def _receive(self) -> tuple[bytes, list[fds.Fd]]:
+        try:
+            return fds.receive(self._channel, MAX_ENVELOPE)
+        except ConnectionResetError:
+            # A peer that ended with something of ours unread: said once, and ahead of what it sent before
+            # (__skb_try_recv_datagram() looks at the socket's error first).
+            return fds.receive(self._channel, MAX_ENVELOPE)

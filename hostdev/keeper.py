@@ -181,6 +181,8 @@ class Keeper:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(file)
         self._crashed = not guest.close() or self._crashed
+        if self._control is not None:
+            self._control.announce(None)
         log.info("front end has gone")
         self._stopping = self._stopping or self._once
 

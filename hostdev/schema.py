@@ -18,6 +18,10 @@ from hostdev.wire.balloon import STATISTIC_NAMES
 Members: TypeAlias = Mapping[str, str]
 
 
+# What every command about a guest has: it may be left out where one guest alone is served.
+_GUEST: Members = {"*guest": "str"}
+
+
 class Place(Enum):
     """Who carries a command out."""
 
@@ -61,6 +65,14 @@ OBJECTS: Mapping[str, Members] = {
         "*members": "[SchemaMember]",
         "*arg-type": "str",
         "*ret-type": "str",
+    },
+    # worker: process id, while a front end is connected. restarts: how many workers were replaced under a front end.
+    "GuestInfo": {
+        "name": "str",
+        "*socket-path": "str",
+        "connected": "bool",
+        "*worker": "int",
+        "restarts": "int",
     },
     "BalloonInfo": {"actual": "int"},
     "StatusInfo": {
@@ -118,24 +130,31 @@ COMMANDS: Mapping[str, Command] = {
     "query-qmp-schema": Command(returns="[SchemaInfo]", place=Place.CONTROL),
     "qom-list": Command({"path": "str"}, "[ObjectPropertyInfo]", Place.CONTROL),
     "quit": Command({"*force": "bool"}, place=Place.KEEPER),
-    "balloon": Command({"value": "int"}),
-    "query-balloon": Command(returns="BalloonInfo"),
-    "set-target": Command({"*size": "int", "*percent": "int"}),
-    "qom-get": Command({"path": "str", "property": "str"}, "any"),
-    "qom-set": Command({"path": "str", "property": "str", "value": "any"}),
-    "query-balloon-stats": Command({"*refresh": "bool"}, "GuestStatisticsInfo"),
-    "query-status": Command(returns="StatusInfo"),
-    "query-memory": Command(returns="[MemoryRegionInfo]"),
-    "query-rings": Command(returns="[RingInfo]"),
-    "inhibit": Command(),
-    "allow": Command(),
-    "estimate-free": Command(returns="FreeEstimate"),
+    "guest-add": Command({"socket-path": "str"}, place=Place.KEEPER),
+    "guest-remove": Command({"guest": "str"}, place=Place.KEEPER),
+    "query-guests": Command(returns="[GuestInfo]", place=Place.KEEPER),
+    "upgrade": Command(place=Place.KEEPER),
+    "balloon": Command({"value": "int", **_GUEST}),
+    "query-balloon": Command(_GUEST, "BalloonInfo"),
+    "set-target": Command({"*size": "int", "*percent": "int", **_GUEST}),
+    "qom-get": Command({"path": "str", "property": "str", **_GUEST}, "any"),
+    "qom-set": Command({"path": "str", "property": "str", "value": "any", **_GUEST}),
+    "query-balloon-stats": Command({"*refresh": "bool", **_GUEST}, "GuestStatisticsInfo"),
+    "query-status": Command(_GUEST, "StatusInfo"),
+    "query-memory": Command(_GUEST, "[MemoryRegionInfo]"),
+    "query-rings": Command(_GUEST, "[RingInfo]"),
+    "inhibit": Command(_GUEST),
+    "allow": Command(_GUEST),
+    "estimate-free": Command(_GUEST, "FreeEstimate"),
 }
 
 EVENTS: Mapping[str, Members] = {
-    "BALLOON_CHANGE": {"actual": "int"},
+    "BALLOON_CHANGE": {"actual": "int", "guest": "str"},
+    # QEMU's own "guest", which says whether the guest asked for it.
     "SHUTDOWN": {"guest": "bool", "reason": "str"},
 }
+# Those that a worker may tell. Which guest it is about the control process knows and the worker does not.
+GUEST_EVENTS = frozenset({"BALLOON_CHANGE"})
 
 
 # Arguments

@@ -7,7 +7,9 @@ import functools
 import gc
 import json
 import logging
+import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -44,6 +46,9 @@ ANSWERS: dict[str, Any] = {
     "allow": {},
     "estimate-free": {"bytes": 1 << 20, "blocks": 1, "seconds": 0.5, "complete": True},
 }
+
+# The guest's name where a test has but one.
+GUEST = "vm1"
 
 
 def exchange(channel: socket.socket, deadline: float = DEADLINE) -> Envelope:
@@ -92,6 +97,16 @@ class FakeWorker:
             say(self.channel, Kind.ERROR, number, {"class": answer.error_class, "desc": str(answer)})
         else:
             say(self.channel, Kind.RETURN, number, answer)
+
+    def returns(self, number: int, value: object) -> None:
+        """Answer a COMMAND that was received."""
+        say(self.channel, Kind.RETURN, number, value)
+
+    def is_asked(self) -> bool:
+        """There is something to receive."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return bool(poll.poll(0))
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
         say(self.channel, Kind.EVENT, 0, {"event": event, "data": data})
@@ -178,16 +193,52 @@ class ControlProcess:
     def connect(self, *, negotiate: bool = True) -> QmpSocket:
         return QmpSocket(self.path, negotiate=negotiate)
 
-    def announce(self, worker: FakeWorker) -> None:
-        """Give it a worker's pair, as the keeper does for each front end."""
+    def connect_guest(self, worker: FakeWorker, name: str = GUEST) -> None:
+        """Give it a worker's pair, as the keeper does for each front end, and for each successor of a worker."""
         with fds.Fd(worker.theirs.detach()) as theirs:
-            fds.send(self.keeper, ENVELOPE.encode(Envelope(Kind.GUEST, 0)), [theirs])
-        # Answered by the worker itself, so whoever connects from now on finds it.
+            fds.send(self.keeper, ENVELOPE.encode(Envelope(Kind.GUEST, 0, name.encode())), [theirs])
+
+    def disconnect_guest(self, name: str = GUEST) -> None:
+        """Nobody is connected at that place, or nobody any more."""
+        say(self.keeper, Kind.GUEST, 0, name.encode())
+
+    def remove_guest(self, name: str = GUEST) -> None:
+        say(self.keeper, Kind.GONE, 0, name.encode())
+
+    def announce(self, worker: FakeWorker, name: str = GUEST) -> None:
+        """Give it a worker's pair; whoever connects from now on finds that worker, which answered itself."""
+        self.connect_guest(worker, name)
         with self.connect() as client:
-            client.send("query-status")
-            worker.serve()
-            assert client.answer()["return"]["connected"]
+            wait_for(lambda: self._reaches(client, worker, name), "the worker")
         worker.commands.clear()
+
+    @staticmethod
+    def _reaches(client: QmpSocket, worker: FakeWorker, name: str) -> bool:
+        """The keeper's word may be read after a client's."""
+        client.send("query-status", guest=name)
+        poll = select.poll()
+        poll.register(worker.channel, select.POLLIN)
+        poll.register(client.connection, select.POLLIN)
+        ((number, _mask), *_others) = poll.poll(DEADLINE * 1000)
+        if number == worker.channel.fileno():
+            worker.serve()
+        answer = client.answer()
+        return bool(answer.get("return", {}).get("connected"))
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done meanwhile it finds all at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_for(lambda: state(self.pid) == "T", "standing still")
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+def state(pid: int) -> str:
+    """R running, S asleep, T stopped, ... (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _start(channel: socket.socket, listener: socket.socket, generation: int) -> int:

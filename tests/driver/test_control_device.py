@@ -172,12 +172,12 @@ def test_a_balloon_that_changes_is_told_to_all(up: Device) -> None:
         for client in (up.client, other):
             event = client.event()
             assert event["event"] == "BALLOON_CHANGE"
-            assert event["data"] == {"actual": MEMORY - MIB}
+            assert event["data"]["actual"] == MEMORY - MIB
             assert event["timestamp"].keys() == {"seconds", "microseconds"}
             up.schema.validate_event("BALLOON_CHANGE", event["data"])
         for pages in range(2, 9):
             up.frontend.write_config(Config(actual=pages))
-        assert up.client.event()["data"] == {"actual": MEMORY - 8 * PAGE}
+        assert up.client.event()["data"]["actual"] == MEMORY - 8 * PAGE
 
 
 def test_the_guest_is_polled_by_the_workers_clock(up: Device) -> None:

@@ -24,6 +24,7 @@ from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Kind
 from tests import qmp_texts
 from tests.control_process import (
     ANSWERS,
+    GUEST,
     ControlProcess,
     FakeWorker,
     QmpSocket,
@@ -32,11 +33,12 @@ from tests.control_process import (
     gets_on,
     say,
 )
-from tests.device_program import descriptors
+from tests.device_program import descriptors, wait_for
 from tests.schema_check import Schema
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
+CONNECTED_NOT = {"return": {"connected": False}}
 INACTIVE = {"error": {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}}
 DEVICE_COMMANDS = [name for name, command in COMMANDS.items() if command.place is Place.DEVICE]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -130,7 +132,7 @@ async def converse(path: Path, worker: FakeWorker) -> None:
         assert await client.execute("balloon", {"value": 1 << 29}) == {}
         with client.listener("BALLOON_CHANGE") as listener:
             worker.tell("BALLOON_CHANGE", {"actual": 1 << 29})
-            assert (await listener.get())["data"] == {"actual": 1 << 29}
+            assert (await listener.get())["data"] == {"actual": 1 << 29, "guest": GUEST}
         with pytest.raises(ExecuteError, match="Parameter 'value' is missing"):
             await client.execute("balloon")
         several = [client.execute("qom-get", {"path": "balloon0", "property": "x"}) for _ in range(10)]
@@ -144,42 +146,15 @@ async def converse(path: Path, worker: FakeWorker) -> None:
 
 
 @pytest.mark.parametrize("name", DEVICE_COMMANDS)
-def test_without_a_front_end(client: QmpSocket, name: str) -> None:
+@pytest.mark.parametrize("told", [False, True], ids=["no place", "a place"])
+def test_without_a_front_end(process: ControlProcess, client: QmpSocket, name: str, told: bool) -> None:
     expected = {"return": {"connected": False}} if name == "query-status" else INACTIVE
-    assert client.execute(name, **ARGUMENTS.get(name, {})) == expected
-
-
-def test_a_worker_that_goes_answers_nobody(process: ControlProcess, worker: FakeWorker) -> None:
-    with process.connect() as first, process.connect() as second:
-        first.send("balloon", value=1)
-        second.send("query-status")
-        for _ in range(2):
-            worker.receive()
-        worker.close()
-        assert first.answer() == INACTIVE
-        assert second.answer() == {"return": {"connected": False}}
-        assert first.execute("query-balloon") == INACTIVE
-        successor = FakeWorker()
-        process.announce(successor)
-        first.send("query-balloon")
-        successor.serve()
-        assert first.answer() == {"return": ANSWERS["query-balloon"]}
-        successor.close()
-
-
-def test_a_worker_that_is_replaced_before_its_end_is_seen(
-    process: ControlProcess, worker: FakeWorker
-) -> None:
-    with process.connect() as client:
-        client.send("balloon", value=1)
-        worker.receive()
-        successor = FakeWorker()
-        process.announce(successor)
-        assert client.answer() == INACTIVE
-        client.send("allow")
-        successor.serve()
-        assert client.answer() == {"return": {}}
-        successor.close()
+    arguments = ARGUMENTS.get(name, {})
+    if told:
+        process.disconnect_guest()
+        arguments = {**arguments, "guest": GUEST}
+        wait_for(lambda: client.execute("query-status", guest=GUEST) == CONNECTED_NOT, "the place")
+    assert client.execute(name, **arguments) == expected
 
 
 # Events
@@ -192,7 +167,10 @@ def test_an_event_is_for_all_who_negotiated(process: ControlProcess, worker: Fak
         worker.tell("BALLOON_CHANGE", {"actual": 1 << 28})
         for client in (one, two):
             event = client.event()
-            assert (event["event"], event["data"]) == ("BALLOON_CHANGE", {"actual": 1 << 28})
+            assert (event["event"], event["data"]) == (
+                "BALLOON_CHANGE",
+                {"actual": 1 << 28, "guest": GUEST},
+            )
             assert event["timestamp"].keys() == {"seconds", "microseconds"}
             assert 0 <= event["timestamp"]["microseconds"] < 1_000_000
         say(worker.channel, Kind.RETURN, number, {"actual": 1 << 28})
@@ -207,10 +185,13 @@ def test_an_event_is_for_all_who_negotiated(process: ControlProcess, worker: Fak
         (Kind.EVENT, b'{"event": "QUAKE", "data": {}}'),
         (Kind.EVENT, b'{"event": ["BALLOON_CHANGE"], "data": {}}'),
         (Kind.EVENT, b'{"event": "BALLOON_CHANGE"}'),
+        (Kind.EVENT, b'{"event": "BALLOON_CHANGE", "data": 1}'),
+        (Kind.EVENT, b'{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}'),
         (Kind.EVENT, b"[]"),
         (Kind.EVENT, b"no JSON"),
         (Kind.EVENT, b"[" * 60000),
         (Kind.GUEST, b""),
+        (Kind.GONE, b"vm1"),
         (Kind.QUIT, QUIT_FORCED),
         (Kind.RETURN, b"{}"),
         (99, b""),
@@ -294,6 +275,67 @@ def test_quit_is_for_the_keeper(process: ControlProcess, client: QmpSocket, forc
                 {"guest": False, "reason": "host-qmp-quit"},
             )
             assert each.is_closed()
+
+
+# What else the keeper is asked
+
+
+GUESTS = [
+    {"name": "vm1", "socket-path": "/run/vm1", "connected": True, "worker": 7, "restarts": 1},
+    {"name": "inherited", "connected": False, "restarts": 0},
+]
+# Each command, and what the keeper is sent for it.
+FOR_THE_KEEPER: dict[str, tuple[dict[str, str], Kind, bytes]] = {
+    "guest-add": ({"socket-path": "/run/é x"}, Kind.ADD, "/run/é x".encode()),
+    "guest-remove": ({"guest": "vm 1"}, Kind.REMOVE, b"vm 1"),
+    "query-guests": ({}, Kind.GUESTS, b""),
+    "upgrade": ({}, Kind.UPGRADE, b""),
+}
+
+
+@pytest.mark.parametrize("name", FOR_THE_KEEPER)
+def test_what_is_for_the_keeper(process: ControlProcess, client: QmpSocket, name: str) -> None:
+    arguments, kind, text = FOR_THE_KEEPER[name]
+    value = GUESTS if name == "query-guests" else {}
+    schema = Schema(client.execute("query-qmp-schema")["return"])
+    client.send(name, **arguments)
+    asked = exchange(process.keeper)
+    assert (asked.kind, asked.text) == (kind, text)
+    with process.connect() as another:
+        gets_on(another)  # nobody else waits for the keeper
+    say(process.keeper, Kind.RETURN, asked.id, value)
+    answer = client.answer()["return"]
+    assert answer == value
+    schema.validate_return(name, answer)
+    client.send(name, **arguments)
+    asked = exchange(process.keeper)
+    say(process.keeper, Kind.ERROR, asked.id, {"class": "GenericError", "desc": "why not"})
+    assert client.answer() == qmp_texts.generic("why not")
+    assert client.events == []  # only the answer to a quit is the device's end
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("", "is empty"), ("/run/\0", "has a NUL"), ("vm1.sock", "must be absolute")]
+)
+def test_a_path_that_is_none(process: ControlProcess, client: QmpSocket, path: str, said: str) -> None:
+    error = client.execute("guest-add", **{"socket-path": path})["error"]
+    assert error["class"] == "GenericError"
+    assert said in error["desc"]
+    client.send("query-guests")
+    assert exchange(process.keeper).kind == Kind.GUESTS  # and nothing before it
+
+
+def test_who_leaves_calls_nothing_off_at_the_keeper(process: ControlProcess, client: QmpSocket) -> None:
+    gets_on(client)
+    before = len(descriptors(process.pid))
+    with process.connect() as other:
+        other.send("upgrade")
+        asked = exchange(process.keeper)
+    wait_for(lambda: len(descriptors(process.pid)) == before, "the connection's end")
+    say(process.keeper, Kind.RETURN, asked.id, {})
+    client.send("query-guests")
+    assert exchange(process.keeper).kind == Kind.GUESTS
+    assert client.events == []
 
 
 def test_it_ends_with_the_keeper_and_pays_its_debts(process: ControlProcess, worker: FakeWorker) -> None:

@@ -167,9 +167,14 @@ class Bench:
         raise AssertionError(f"{command} was not refused: {answer}")
 
     def await_event(self, name: str, data: dict[str, object]) -> None:
-        """Wait for an event of the balloon with this data; others, of cases before, are passed over."""
-        while self._runner.run(self._balloon_monitor.wait_event(name, seconds=WAIT_SECONDS))["data"] != data:
-            pass
+        """Wait for an event of the balloon with this data; others, of cases before, are passed over.
+
+        Ours say of which guest they are as well.
+        """
+        while True:
+            told = self._runner.run(self._balloon_monitor.wait_event(name, seconds=WAIT_SECONDS))["data"]
+            if isinstance(told, dict) and data.items() <= told.items():
+                return
 
     def statistics(self) -> dict[str, int]:
         """Return the guest's statistics as the balloon has them."""

@@ -13,6 +13,7 @@ from hostdev.schema import (
     BUILTINS,
     COMMANDS,
     EVENTS,
+    GUEST_EVENTS,
     OBJECTS,
     Place,
     check_arguments,
@@ -110,8 +111,23 @@ def test_who_carries_out_what() -> None:
         place: {name for name, command in COMMANDS.items() if command.place is place} for place in Place
     }
     assert places[Place.SESSION] == {"qmp_capabilities"}
-    assert places[Place.KEEPER] == {"quit"}
+    assert places[Place.KEEPER] == {"quit", "guest-add", "guest-remove", "query-guests", "upgrade"}
     assert places[Place.CONTROL] == {"query-version", "query-commands", "query-qmp-schema", "qom-list"}
+
+
+def test_a_guest_can_be_named_wherever_one_is_meant() -> None:
+    about_one = {name for name, command in COMMANDS.items() if command.arguments.get("*guest") == "str"}
+    assert about_one == {name for name, command in COMMANDS.items() if command.place is Place.DEVICE}
+    assert all(EVENTS[name]["guest"] == "str" for name in GUEST_EVENTS)
+
+
+def test_what_a_guest_is_to_the_keeper() -> None:
+    inherited = {"name": "vm1", "connected": False, "restarts": 0}
+    SCHEMA.validate_return("query-guests", [])
+    SCHEMA.validate_return("query-guests", [inherited, {**inherited, "socket-path": "/x", "worker": 7}])
+    for wrong in ({}, {**inherited, "more": 1}, {**inherited, "restarts": True}):
+        with pytest.raises(AssertionError):
+            SCHEMA.validate_return("query-guests", [wrong])
 
 
 # The object tree
