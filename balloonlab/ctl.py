@@ -25,6 +25,7 @@ from balloonlab.errors import UsageError
 from balloonlab.options import Commands, Parser
 from balloonlab.progress import Progress
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
+from hostdev.schema import COMMANDS, Place
 from qmp_glue.errors import DeadlineError
 from qmp_glue.monitor import DEVICE_SERVES, Monitor, open_monitor
 
@@ -50,7 +51,10 @@ class _Session:
     progress: Progress
 
     async def ask(self, command: str, arguments: Answer | None = None) -> Any:  # noqa: ANN401
-        """Execute a command and return its answer."""
+        """Execute a command and return its answer. One about a guest is about the guest that was named."""
+        arguments = dict(arguments or {})
+        if COMMANDS[command].place is Place.DEVICE and self.options.guest is not None:
+            arguments["guest"] = self.options.guest
         return await self.device.execute(command, arguments)
 
     def show(self, value: object, *lines: str) -> None:
@@ -60,6 +64,9 @@ class _Session:
         else:
             for line in lines:
                 self.progress.say(line)
+
+
+Action = Callable[[_Session], Awaitable[int]]
 
 
 def add_parser(commands: Commands) -> None:
@@ -79,24 +86,42 @@ def add_parser(commands: Commands) -> None:
         ("inhibit", _inhibit, "answer everything and release nothing from now on"),
         ("allow", _allow, "release again"),
     ):
-        _declare(actions, name, action, text)
+        _declare_for_guest(actions, name, action, text)
+    _declare(actions, "guests", _guests, "who is served, and where")
+    _add_changes(actions)
+    _declare(actions, "upgrade", _upgrade, "have the device go on as the version that is installed now")
     ending = _declare(actions, "quit", _quit, "end the device")
     ending.add_argument(
         "--force", action="store_true", help="also under a running guest, which QEMU does not survive"
     )
 
 
-def _declare(
-    actions: Commands, name: str, action: Callable[[_Session], Awaitable[int]], text: str
-) -> argparse.ArgumentParser:
+def _declare(actions: Commands, name: str, action: Action, text: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=text)
     parser.add_argument("--json", action="store_true", help="exact values, for programs")
     parser.set_defaults(run=run, action=action)
     return parser
 
 
+def _declare_for_guest(actions: Commands, name: str, action: Action, text: str) -> argparse.ArgumentParser:
+    parser = _declare(actions, name, action, text)
+    parser.add_argument(
+        "--guest", metavar="NAME", help="which, where several are served (default: the only one)"
+    )
+    return parser
+
+
+def _add_changes(actions: Commands) -> None:
+    adding = _declare(actions, "guest-add", _guest_add, "serve one more guest")
+    adding.add_argument(
+        "socket_path", type=Path, metavar="PATH", help="where the device is to listen for its front end"
+    )
+    removing = _declare(actions, "guest-remove", _guest_remove, "listen for a guest no longer")
+    removing.add_argument("name", metavar="NAME", help="of one whose VM has ended: see the action guests")
+
+
 def _add_set(actions: Commands) -> None:
-    parser = _declare(actions, "set", _set, "ask the guest for a size")
+    parser = _declare_for_guest(actions, "set", _set, "ask the guest for a size")
     parser.add_argument(
         "size", metavar="SIZE", help="what the guest is to have left: 512M, 1.5G, or 50%% of its memory"
     )
@@ -107,7 +132,7 @@ def _add_set(actions: Commands) -> None:
 
 
 def _add_stats(actions: Commands) -> None:
-    parser = _declare(actions, "stats", _stats, "what the guest says of its memory, asked now")
+    parser = _declare_for_guest(actions, "stats", _stats, "what the guest says of its memory, asked now")
     parser.add_argument(
         "--watch",
         nargs="?",
@@ -189,6 +214,25 @@ async def _allow(session: _Session) -> int:
     return EXIT_PASS
 
 
+async def _guest_add(session: _Session) -> int:
+    path = session.options.socket_path.absolute()  # as it is typed, in our folder and not in the device's
+    await session.ask("guest-add", {"socket-path": str(path)})
+    session.show({}, f"a front end is waited for at {path}")
+    return EXIT_PASS
+
+
+async def _guest_remove(session: _Session) -> int:
+    await session.ask("guest-remove", {"guest": session.options.name})
+    session.show({}, f"{session.options.name} is served no longer")
+    return EXIT_PASS
+
+
+async def _upgrade(session: _Session) -> int:
+    await session.ask("upgrade")
+    session.show({}, "the new version serves")
+    return EXIT_PASS
+
+
 async def _quit(session: _Session) -> int:
     await session.ask("quit", {"force": True} if session.options.force else None)
     with contextlib.suppress(DeadlineError):
@@ -227,6 +271,12 @@ async def _watch(session: _Session, period: float) -> int:
 async def _status(session: _Session) -> int:
     status: Answer = await session.ask("query-status")
     session.show(status, *ctl_text.status_lines(status))
+    return EXIT_PASS
+
+
+async def _guests(session: _Session) -> int:
+    guests: list[Answer] = await session.ask("query-guests")
+    session.show(guests, *ctl_text.guest_lines(guests))
     return EXIT_PASS
 
 

@@ -110,6 +110,24 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
+def guest_lines(guests: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each guest: its name, who serves it, and where its front end connects."""
+    if not guests:
+        return ["no guest is served: guest-add makes a place for one"]
+    rows = [
+        (guest["name"], _served(guest), guest.get("socket-path", "an inherited socket")) for guest in guests
+    ]
+    names, served = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{name:<{names}}  {by:<{served}}  {where}" for name, by, where in rows]
+
+
+def _served(guest: dict[str, Any]) -> str:
+    if not guest["connected"]:
+        return "no front end"
+    text = f"worker {guest['worker']}" if "worker" in guest else "between two workers"
+    return text + (f", restarts: {guest['restarts']}" if guest["restarts"] else "")
+
+
 def region_line(region: dict[str, Any]) -> str:
     """Return what the host holds of one region, and what was given back."""
     held = human(region["footprint"]) if "footprint" in region else "an unknown part"

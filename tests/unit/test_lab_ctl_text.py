@@ -126,6 +126,23 @@ def test_rings_and_regions() -> None:
     )
 
 
+def test_guests() -> None:
+    guests: list[dict[str, Any]] = [
+        {"name": "vm1", "socket-path": "/run/1", "connected": True, "worker": 4711, "restarts": 0},
+        {"name": "another", "socket-path": "/run/2", "connected": True, "worker": 4712, "restarts": 2},
+        {"name": "between", "socket-path": "/run/3", "connected": True, "restarts": 1},
+        {"name": "", "connected": False, "restarts": 3},
+    ]
+    assert ctl_text.guest_lines(guests) == [
+        "vm1      worker 4711                       /run/1",
+        "another  worker 4712, restarts: 2          /run/2",
+        "between  between two workers, restarts: 1  /run/3",
+        "         no front end                      an inherited socket",
+    ]
+    (line,) = ctl_text.guest_lines([])
+    assert "guest-add" in line
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_estimates(complete: bool) -> None:
     answer = {"bytes": 8 * MIB, "blocks": 2, "seconds": 0.254, "complete": complete}
