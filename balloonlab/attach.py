@@ -80,7 +80,7 @@ async def _attach(options: argparse.Namespace) -> Attachment:
     async def inhibit(process: int) -> None:
         async with open_monitor(options.control, fix=DEVICE_SERVES) as device:
             _check_same(options.control, process)
-            await _inhibit(device)
+            await _inhibit(device, options.socket_path)
 
     async with open_monitor(options.qmp) as qemu:
         return await attach(
@@ -102,13 +102,17 @@ def _check_same(control: Path, process: int) -> None:
             )
 
 
-async def _inhibit(device: Monitor) -> None:
-    """Have the device keep what the guest offers. Raises CommandFailedError, DeadlineError."""
+async def _inhibit(device: Monitor, socket_path: Path) -> None:
+    """Have the device keep what the guest offers. Raises CommandFailedError, DeadlineError, UsageError."""
     end = asyncio.get_running_loop().time() + INHIBIT_SECONDS
+    guest: dict[str, object] = {}
     while True:
         try:
-            await device.execute("inhibit")
+            await device.execute("inhibit", guest)
         except CommandFailedError as error:
+            if error.error_class == "GenericError" and not guest:
+                guest = await _guest_at(device, socket_path, error)
+                continue
             if error.error_class != "DeviceNotActive":
                 raise
             if asyncio.get_running_loop().time() > end:
@@ -118,6 +122,22 @@ async def _inhibit(device: Monitor) -> None:
             await asyncio.sleep(INHIBIT_POLL_SECONDS)
         else:
             return
+
+
+async def _guest_at(device: Monitor, socket_path: Path, refused: CommandFailedError) -> dict[str, object]:
+    """Name the guest whose front end connects there: a device that serves several wants to know which is meant.
+
+    Raises refused where that was not the reason, UsageError if none of them is that one.
+    """
+    try:
+        guests = await device.execute("query-guests")
+    except CommandFailedError:
+        raise refused from None
+    assert isinstance(guests, list)
+    for guest in guests:
+        if "socket-path" in guest and Path(guest["socket-path"]).resolve() == socket_path.resolve():
+            return {"guest": guest["name"]}
+    raise UsageError(f"the device listens for no guest at {socket_path}: name the path that it was given")
 
 
 def _remarks(attachment: Attachment) -> list[str]:

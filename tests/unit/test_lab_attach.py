@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from balloonlab import attach
+from balloonlab.errors import UsageError
 from qmp_glue.errors import CommandFailedError, DeadlineError, MonitorClosedError
 from qmp_glue.monitor import open_monitor
 
@@ -28,6 +30,7 @@ class Control:
     def __init__(self, *answers: dict[str, object]) -> None:
         self.answers = list(answers)
         self.commands: list[str] = []
+        self.arguments: list[dict[str, object]] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps(GREETING).encode() + b"\n")
@@ -37,21 +40,22 @@ class Control:
             while text.strip():
                 asked, end = decoder.raw_decode(text.lstrip())
                 text = text.lstrip()[end:]
-                answer = DONE if asked["execute"] == "qmp_capabilities" else self.answer(asked["execute"])
+                answer = DONE if asked["execute"] == "qmp_capabilities" else self.answer(asked)
                 writer.write(
                     json.dumps(answer | {key: asked[key] for key in ("id",) if key in asked}).encode() + b"\n"
                 )
         writer.close()
 
-    def answer(self, command: str) -> dict[str, object]:
-        self.commands.append(command)
+    def answer(self, asked: dict[str, Any]) -> dict[str, object]:
+        self.commands.append(asked["execute"])
+        self.arguments.append(asked.get("arguments", {}))
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
 def inhibit(control: Control, path: Path) -> None:
     async def main() -> None:
         async with await asyncio.start_unix_server(control.serve, path), open_monitor(path) as device:
-            await attach._inhibit(device)
+            await attach._inhibit(device, path.with_name("vm2.sock"))
 
     asyncio.run(asyncio.wait_for(main(), 30))
 
@@ -72,7 +76,32 @@ def test_a_refusal_is_not_repeated(tmp_path: Path) -> None:
     control = Control(error("GenericError"))
     with pytest.raises(CommandFailedError, match="inhibit"):
         inhibit(control, tmp_path / "control")
-    assert control.commands == ["inhibit"]
+    assert control.commands == ["inhibit", "query-guests"]
+
+
+def test_several_guests(tmp_path: Path) -> None:
+    """The one that is meant is the one whose front end connects at --socket-path."""
+    inherited, first, second = (
+        {"name": "vm0"},
+        {"name": "vm1", "socket-path": str(tmp_path / "vm1.sock")},
+        {"name": "vm2", "socket-path": str(tmp_path / "vm2.sock")},
+    )
+    guests: dict[str, object] = {"return": [inherited, first, second]}
+    control = Control(error("GenericError"), guests, error("DeviceNotActive"), DONE)
+    inhibit(control, tmp_path / "control")
+    assert control.commands == ["inhibit", "query-guests", "inhibit", "inhibit"]
+    assert control.arguments == [{}, {}, {"guest": "vm2"}, {"guest": "vm2"}]
+    stranger = Control(error("GenericError"), {"return": [inherited, first]})
+    with pytest.raises(UsageError, match=r"listens for no guest at .*vm2\.sock"):
+        inhibit(stranger, tmp_path / "control")
+
+
+def test_a_refusal_under_a_name_is_one(tmp_path: Path) -> None:
+    guest = {"name": "vm2", "socket-path": str(tmp_path / "vm2.sock")}
+    control = Control(error("GenericError"), {"return": [guest]}, error("GenericError"))
+    with pytest.raises(CommandFailedError, match="inhibit"):
+        inhibit(control, tmp_path / "control")
+    assert control.commands == ["inhibit", "query-guests", "inhibit"]
 
 
 def test_no_control_socket(tmp_path: Path) -> None:
