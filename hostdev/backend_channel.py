@@ -20,6 +20,7 @@ import socket
 import struct
 
 from hostdev import fds
+from hostdev.journal import Journal
 from hostdev.wire.vhost_user import BackendRequest, message
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,20 @@ _HEAD, _REST = _CHANGE[:1], _CHANGE[1:]
 # With the same first byte, a request that nobody knows: QEMU says so on its standard error and goes on.
 _NOTHING = message(0x7FFF_FF00 | _CHANGE[0], 0, b"")
 _REST_OF_NOTHING = _NOTHING[1:]
+# Where a first part may have gone before it or not: 12 bytes that are a message alone, and after one more byte a message
+# with a payload of one byte. Both have a request that nobody knows, and flags that ask for no reply.
+#   alone:           7f ff ff 01 | 01 00 00 01 | 00 00 00 00          request, flags, size 0
+#   after a byte: 02 7f ff ff | 01 01 00 00 | 01 00 00 00 | 00       request, flags, size 1, payload
+_IN_STEP = bytes.fromhex("7fffff01 01000001 00000000")
 
 
 class BackendChannel:
-    """Our end of it."""
+    """Our end of it. token: by which the keeper knows its descriptor."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, token: int = 0, journal: Journal | None = None) -> None:
         self._socket = sock
+        self.token = token
+        self._journal = journal or Journal()
         # The front end takes nothing any more: its guest finds a change when it looks.
         self.is_broken = False
         self.is_half_sent = False
@@ -55,7 +63,10 @@ class BackendChannel:
         """Send the first part. False if that cannot be: the front end has not read what came before, or is gone."""
         if self.is_broken or not self.was_taken():
             return False
+        self._journal.telling(begins=True)
         self.is_half_sent = self._send(_HEAD)
+        if not self.is_half_sent:
+            self._journal.telling(begins=False)
         return self.is_half_sent
 
     def was_taken(self) -> bool:
@@ -79,6 +90,17 @@ class BackendChannel:
         self.is_half_sent = False
         if not self._send(_REST_OF_NOTHING if has_stopped else _REST) and not self.is_broken:
             self._break("the second part of a message cannot be sent")
+        self._journal.telling(begins=False)
+
+    def recover(self) -> None:
+        """Bring a stream back into step that another process may have left in the middle of a message.
+
+        It may have sent the first part, or not, and the second, or not: what is sent here is whole messages either way.
+        """
+        self._journal.telling(begins=True)
+        if not self._send(_IN_STEP) and not self.is_broken:
+            self._break("a message cannot be sent to its end")
+        self._journal.telling(begins=False)
 
     def _send(self, data: bytes) -> bool:
         try:

@@ -26,6 +26,7 @@ from hostdev.discard import Discarder
 from hostdev.errors import ChainError, RingError
 from hostdev.giver import SLICE_BYTES, Giver, whole_pages
 from hostdev.hinting import Hinting
+from hostdev.journal import Journal
 from hostdev.memory import MemoryTable
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.pages import Span, spans_of_pfns
@@ -42,6 +43,14 @@ log = logging.getLogger(__name__)
 SLICE_CALLS = 256
 
 
+# Workers that die with one chain, and chains that this happens with, until neither is tried any more. Two may be chance:
+# somebody kills processes.
+MAX_DEATHS = 3
+MAX_DEADLY = 3
+# A kind of guest error: a chain that workers died with.
+DEADLY = "deadly"
+
+_INDEX_MASK = 0xFFFF
 _IDLE = Step(returned=False, more=False)
 
 
@@ -53,18 +62,19 @@ class Balloon:
     discarder: Discarder
     metrics: Metrics
     trace: Tracer = field(default_factory=Tracer)
+    journal: Journal = field(default_factory=Journal)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
         self._features = Feature(0)
         self.memory = MemoryTable()
-        self.rings = Rings(self.trace)
+        self.rings = Rings(self.trace, self.metrics)
         self.giver = Giver(self.discarder, self.metrics, self.trace)
         self.statistics = Statistics(self.clock, self.wall_clock)
         self.hinting = Hinting(self.clock)
         self.space = ConfigSpace(lambda: self.hinting.shown_id)
-        self._has_all_memory = False
+        self.has_all_memory = False
 
     # What the session asks (vrings.Device)
 
@@ -103,9 +113,9 @@ class Balloon:
 
     def _note_memory(self) -> None:
         """A front end names memory region by region, and all of it before the first ring starts: one that runs shows that."""
-        has_all = self._has_all_memory or bool(self.rings.started)
-        self._has_all_memory = bool(self.memory.regions) and has_all
-        if self._has_all_memory:
+        has_all = self.has_all_memory or bool(self.rings.started)
+        self.has_all_memory = bool(self.memory.regions) and has_all
+        if self.has_all_memory:
             self.space.settle(self.known_memory())
 
     def stop_ring(self, index: int) -> int | None:
@@ -145,7 +155,7 @@ class Balloon:
 
     def known_memory(self) -> int:
         """Bytes of guest memory as QEMU's -m has them, 0 while the front end has not named all of it."""
-        return self.memory.span() if self._has_all_memory else 0
+        return self.memory.span() if self.has_all_memory else 0
 
     @property
     def is_running(self) -> bool:
@@ -159,8 +169,10 @@ class Balloon:
 
     def make_inert(self, why: str) -> None:
         """Release nothing from now on, but go on answering: the one state in which the guest is unharmed."""
-        self.giver.make_inert(why)
-        self.end_hinting()
+        if not self.inert:
+            self.giver.make_inert(why)
+            self.end_hinting()
+            self.journal.changed()
 
     def begin_hinting(self) -> None:
         """Open a round of hinting; there must be none open."""
@@ -197,15 +209,23 @@ class Balloon:
         ring = self.rings.started.get(index)
         if ring is None:
             return _IDLE
+        self.metrics.scope = ring.counts
         try:
             return self._continue(index, ring) if ring.job else self._next(index, ring)
         except RingError as error:
+            self.metrics.scope = None
             self._end_hinting_on(index)
             self.rings.give_up(index)
             self._count_guest_error("ring")
             raise RingError(f"ring {index} is broken and stops: {error}") from error
+        finally:
+            self.metrics.scope = None
 
     def _next(self, index: int, ring: Ring) -> Step:
+        if ring.queue.is_empty:
+            return _IDLE
+        if self.journal.take_up(index, ring.queue.next_available) >= MAX_DEATHS:
+            return self._pass_over(index, ring)
         try:
             chain = ring.queue.pop()
             if chain is None:
@@ -218,6 +238,26 @@ class Balloon:
                 # In order, or the ring's base would name the wrong one of the two.
                 self._finish(index, ring, ring.held)
             return self._finish(index, ring, error.head)
+
+    def _pass_over(self, index: int, ring: Ring) -> Step:
+        """Return a chain that workers die with, without a look at what it says."""
+        head = ring.queue.take()
+        if head is None:
+            return _IDLE
+        why = f"ring {index}: {MAX_DEATHS} workers died with chain {head}: it is returned, nothing of it is released"
+        log.error(why)
+        self.trace.fault(index, why)
+        self._count_guest_error(DEADLY)
+        if ring.held is not None:
+            self._finish(index, ring, ring.held)
+        step = self._finish(index, ring, head)
+        self.judge_deaths()
+        return step
+
+    def judge_deaths(self) -> None:
+        """Become inert once there were several chains that workers died with: what they have in common is us."""
+        if self.metrics.value("guest_errors_total", DEADLY) >= MAX_DEADLY:
+            self.make_inert(f"{MAX_DEADLY} chains that workers died with")
 
     def _begin(self, index: int, ring: Ring, chain: Chain) -> Step:
         # Before anything can go wrong with it: whatever does, the chain is put back.
@@ -263,9 +303,11 @@ class Balloon:
             ring.held = None
         role = self.rings.role(index)
         self.trace.answer(index, head)
-        ring.queue.put(head)
-        ring.returned += 1
         self.metrics.add("chains_total", 1, role.name.lower() if role is not None else "unknown")
+        self.metrics.add("ring_chains", 1, str(index))
+        self.metrics.merge(ring.counts)
+        self.journal.put_back(index, ring.queue.used_index + 1)
+        ring.queue.put(head)
         return Step(returned=True, more=True)
 
     # What the chains of each queue mean
@@ -287,10 +329,13 @@ class Balloon:
 
     def _hold(self, index: int, ring: Ring, chain: Chain) -> Step:
         """Keep the statistics buffer: returning it is how the device asks for fresh ones (5.5.6.3)."""
-        self.statistics.take(chains.statistics(self.memory, chain))
+        position = ring.queue.next_available - 1 & _INDEX_MASK
+        if not _is_behind(position, ring.answered_to):
+            self.statistics.take(chains.statistics(self.memory, chain))
         previous = ring.held
         step = Step(returned=False, more=True) if previous is None else self._finish(index, ring, previous)
-        ring.job, ring.held = None, chain.head
+        ring.job, ring.held, ring.held_at = None, chain.head, position
+        self.journal.changed()
         return step
 
     def _job(self, head: int, cause: Cause, spans: list[Span]) -> Job:
@@ -299,3 +344,8 @@ class Balloon:
 
     def _count_guest_error(self, kind: str) -> int:
         return self.metrics.add("guest_errors_total", 1, kind)
+
+
+def _is_behind(position: int, known: int | None) -> bool:
+    """True if an available index is this known one, or one of the 32768 before it."""
+    return known is not None and (known - position) & _INDEX_MASK <= _INDEX_MASK >> 1

@@ -1,4 +1,4 @@
-"""A process forked by the keeper: its start from the already imported state, and its end within a deadline.
+"""A process forked by the keeper: its start from the already imported state, and its end.
 
 Used by guest.py for workers and by control_link.py for the control process. What such a process does first is
 isolation.py's.
@@ -6,6 +6,7 @@ isolation.py's.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -24,30 +25,47 @@ END_DEADLINE = 2.0
 
 
 class Child:
-    """One forked process. It ends when its channel is closed, which is for the owner to do; reap() waits for that."""
+    """One forked process. ``pidfd`` is readable once it has ended."""
 
     def __init__(self, name: str, start: Callable[[], int]) -> None:
-        """name: for the log. start: what the process does; returns its exit status."""
+        """name: for the log. start: what the process does; returns its exit status. Raises OSError."""
         self._name = name
         self.pid = _fork(name, start)
-        self._pidfd = Fd(os.pidfd_open(self.pid))
+        self.pidfd = Fd(os.pidfd_open(self.pid))
 
     def kill(self) -> None:
         """Send SIGKILL."""
-        signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and waits to be buried
+            signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """True once it has ended; waits for that."""
+        poll = select.poll()
+        poll.register(self.pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def is_stopped(self, *, stopped: bool) -> bool:
+        """Say if it is stopped, by SIGSTOP or the like. stopped: if it was at the last look."""
+        changes = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+        with contextlib.suppress(ChildProcessError):  # it has ended
+            while (change := os.waitid(os.P_PIDFD, self.pidfd.fileno(), changes)) is not None:
+                stopped = change.si_code == os.CLD_STOPPED
+        return stopped
+
+    def bury(self, *, expected: bool = False) -> bool:
+        """Reap a process that has ended. False, with a line in the log unless expected, if it did not end with 0."""
+        with self.pidfd:
+            status = os.waitpid(self.pid, 0)[1]
+        if status and not expected:
+            log.error("the %s ended with %s", self._name, _describe(status))
+        return status == 0
 
     def reap(self) -> bool:
         """Wait for the end; kill a process that hangs. False, with a line in the log, if it did not end with 0."""
-        with self._pidfd:
-            poll = select.poll()
-            poll.register(self._pidfd.fileno(), select.POLLIN)
-            if not poll.poll(END_DEADLINE * 1000):
-                log.error("the %s does not end: killing process %d", self._name, self.pid)
-                self.kill()
-            status = os.waitpid(self.pid, 0)[1]
-        if status:
-            log.error("the %s ended with %s", self._name, _describe(status))
-        return status == 0
+        if not self.has_ended(END_DEADLINE):
+            log.error("the %s does not end: killing process %d", self._name, self.pid)
+            self.kill()
+        return self.bury()
 
 
 def _fork(name: str, start: Callable[[], int]) -> int:

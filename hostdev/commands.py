@@ -67,7 +67,8 @@ class Commands:
         self._waiting: dict[int, _Waiting] = {}
         self._estimates = Estimates(balloon, session, clock, self._answer)
         self._walks: dict[int, footprint.Slices] = {}
-        self._told_actual = balloon.space.actual
+        # The size of the balloon that clients were told of last.
+        self.told_actual = balloon.space.actual
         self._next_event = 0.0
         self._handlers: dict[str, Callable[[_Command], object]] = {
             "balloon": lambda command: self._set_target(Target(size=_size(command, "value"))),
@@ -118,13 +119,13 @@ class Commands:
         times = [waiting.deadline for waiting in self._waiting.values()]
         if (next_round := self._estimates.due()) is not None:
             times.append(next_round)
-        if self._balloon.space.actual != self._told_actual:
+        if self._balloon.space.actual != self.told_actual:
             times.append(self._next_event)
         return min(times, default=None)
 
     def tick(self) -> None:
         """Answer whose answer has come, or whose time has; tell of a balloon that has changed."""
-        if not self._open() and self._balloon.space.actual == self._told_actual:
+        if not self._open() and self._balloon.space.actual == self.told_actual:
             return
         now = self._clock()
         for number, waiting in list(self._waiting.items()):
@@ -189,12 +190,12 @@ class Commands:
     def _tell_change(self, now: float) -> None:
         """Tell of a changed balloon, at most once in EVENT_SECONDS, and of its latest size then."""
         actual = self._balloon.space.actual
-        if actual == self._told_actual or now < self._next_event:
+        if actual == self.told_actual or now < self._next_event:
             return
         self._next_event = now + EVENT_SECONDS
         if self.outgoing:
             return  # nobody has taken what was said before: the latest size is what will be told
-        self._told_actual = actual
+        self.told_actual = actual
         if self._balloon.known_memory():
             event = {"event": "BALLOON_CHANGE", "data": {"actual": self._actual()}}
             self.outgoing.append(Envelope(Kind.EVENT, 0, json.dumps(event).encode()))

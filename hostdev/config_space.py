@@ -24,7 +24,9 @@ class ConfigSpace:
         """shown_id: what the hinting's state lets free_page_hint_cmd_id be."""
         self._shown_id = shown_id
         self._config = Config()
-        self._pending: Target | None = None
+        # What was asked for while the guest's memory was not known.
+        self.pending: Target | None = None
+        # Whether the driver is to be told.
         self.changed = False
 
     @property
@@ -57,9 +59,17 @@ class ConfigSpace:
         written = CONFIG.decode(bytes(image))
         self._config = replace(self._config, actual=written.actual, poison_val=written.poison_val)
 
+    def restore(
+        self, *, num_pages: int, actual: int, poison_val: int, pending: Target | None, changed: bool
+    ) -> None:
+        """Go on with what another process had."""
+        self._config = Config(num_pages=num_pages, actual=actual, poison_val=poison_val)
+        self.pending = pending
+        self.changed = changed
+
     def set_target(self, target: Target, memory: int) -> None:
         """Ask the guest for a size. memory: of the guest, in bytes; while that is 0 the target waits for settle()."""
-        self._pending = target
+        self.pending = target
         if memory:
             self.settle(memory)
 
@@ -68,10 +78,10 @@ class ConfigSpace:
 
         Pages that stand there already stay when memory comes or goes, as with QEMU's device.
         """
-        if self._pending is None:
+        if self.pending is None:
             return
-        pages = balloon_pages(memory, self._pending.bytes_of(memory))
-        self._pending = None
+        pages = balloon_pages(memory, self.pending.bytes_of(memory))
+        self.pending = None
         if pages != self._config.num_pages:
             self._config = replace(self._config, num_pages=pages)
             self.changed = True

@@ -1,7 +1,7 @@
-"""The keeper's side of the control process: forks it, gives it the worker's pair, replaces it when it dies.
+"""The keeper's side of the control process: forks it, gives it the workers' pairs, replaces it when it dies.
 
 A control process that dies takes its clients' connections along and nothing else: the worker, the front end's connection
-and the listening socket are the keeper's, and a successor is given the worker's pair again. Used by keeper.py; the other
+and the listening socket are the keeper's, and a successor is given the workers' pairs again. Used by keeper.py; the other
 side is control.py, and what both say is declared in wire/control.py.
 """
 
@@ -39,8 +39,8 @@ class ControlLink:
         self._child: Child | None = None
         self.channel: socket.socket | None = None
 
-    def start(self, guest: fds.Fd | None) -> None:
-        """Fork a control process and give it guest, the end of the pair to the worker, if there is one."""
+    def start(self) -> None:
+        """Fork a control process. It is to be told of all places."""
         try:
             self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -51,8 +51,6 @@ class ControlLink:
             return
         self._generation += 1
         log.info("the control socket is served by process %d", self._child.pid)
-        if guest is not None:
-            self.announce(guest)
 
     def _give_up(self, why: str) -> None:
         """Close the listener too: who connects is to be told so instead of waiting for a greeting."""
@@ -60,12 +58,16 @@ class ControlLink:
         self._end(kill=True)
         self._listener.close()
 
-    def announce(self, guest: fds.Fd | None) -> None:
-        """Give the control process the end of the pair to a new worker; None: there is no front end any more."""
-        self._send(Envelope(Kind.GUEST, 0), [] if guest is None else [guest])
+    def announce(self, name: str, guest: fds.Fd | None) -> None:
+        """Tell of a place. guest: the end of the pair to the worker that serves there, None if there is no front end."""
+        self._send(Envelope(Kind.GUEST, 0, name.encode()), [] if guest is None else [guest])
+
+    def withdraw(self, name: str) -> None:
+        """Tell that there is no such place any more."""
+        self._send(Envelope(Kind.GONE, 0, name.encode()))
 
     def answer(self, envelope: Envelope) -> None:
-        """Answer a QUIT."""
+        """Answer what the keeper was asked."""
         self._send(envelope)
 
     def _send(self, envelope: Envelope, descriptors: Sequence[fds.Fd] = ()) -> None:
@@ -99,7 +101,7 @@ class ControlLink:
             log.error("the control process says what cannot be read: %s", error)  # noqa: TRY400
             return None
 
-    def replace(self, guest: fds.Fd | None) -> None:
+    def replace(self) -> None:
         """Bury a control process that ended unasked and start another, unless too many have."""
         self._end(kill=True)
         now = self._clock()
@@ -107,7 +109,7 @@ class ControlLink:
             self._give_up(f"its process died once more, {MAX_DEATHS} times before within {DEATHS_PERIOD:g} s")
             return
         self._deaths.append(now)
-        self.start(guest)
+        self.start()
 
     def close(self) -> None:
         """End the control process: it sees its channel close, gives its clients what they are owed, and ends."""

@@ -9,6 +9,7 @@
     ├── GuestError             the guest's driver
     │   ├── ChainError         one descriptor chain is malformed: count it, return it with length 0
     │   └── RingError          a ring is broken: stop this ring, serve the others
+    ├── RecordError            what a predecessor wrote down: it cannot be read, an upgrade is refused
     ├── HostError              the host refused to take memory back: count it, inert after repeated refusals
     └── CommandError           a client of the control socket: answered with its class and text, nothing has changed
 
@@ -72,6 +73,10 @@ class ChainError(GuestError):
 
 class RingError(GuestError):
     """A ring whose indices or heads cannot be followed any further."""
+
+
+class RecordError(BalloonError):
+    """The record of a guest is damaged, or of a version that this one cannot read."""
 
 
 class HostError(BalloonError):

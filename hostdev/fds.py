@@ -24,12 +24,16 @@ _EVENTFD_VALUE = (1).to_bytes(8, "little")
 
 
 class Fd:
-    """Owns one descriptor. Closing twice is harmless; using it after closing raises ValueError."""
+    """Owns one descriptor. Closing twice is harmless; using it after closing raises ValueError.
 
-    __slots__ = ("_number",)
+    token: by which the keeper knows it (wire/channel.py), 0 for one that came with no message.
+    """
 
-    def __init__(self, number: int) -> None:
+    __slots__ = ("_number", "token")
+
+    def __init__(self, number: int, token: int = 0) -> None:
         self._number = number
+        self.token = token
 
     def fileno(self) -> int:
         """Return the number. Raises ValueError if it is closed or detached."""

@@ -244,7 +244,7 @@ def start_device(options: Options | None = None) -> Iterator[DeviceProcess]:
         status = 1
         try:
             ours.close()
-            status = Keeper(options or Options(), listener=None, once=True).run(theirs)
+            status = Keeper(lambda _name: options or Options(), once=True, term_seconds=0).run(theirs)
         finally:
             os._exit(status)
     theirs.close()

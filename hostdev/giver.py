@@ -7,7 +7,6 @@ when nothing may be given: the device is inert or inhibited, the guest's pages a
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Collection
 
 from hostdev.discard import Discarder, Method
@@ -24,25 +23,26 @@ log = logging.getLogger(__name__)
 SLICE_BYTES = 32 << 20
 # After this many refusals in a row the host will not change its mind: stop asking.
 MAX_HOST_ERRORS = 8
+# What became of bytes of a region, beside the causes of a release.
+WITHHELD = "withheld"
 
 
 class Giver:
     """The last room before the host.
 
     poisoned: the guest's free pages hold a pattern that a hole would not. inhibited: somebody asked for it. why_inert: in
-    words, empty while the device is not. released, withheld: bytes of each region of the current table, by cause.
+    words, empty while the device is not. host_errors: refusals of the host in a row.
     """
 
     def __init__(self, discarder: Discarder, metrics: Metrics, trace: Tracer) -> None:
         self._discarder = discarder
         self._metrics = metrics
         self._trace = trace
-        self._host_errors = 0
+        self.host_errors = 0
         self.why_inert = ""
         self.poisoned = False
         self.inhibited = False
-        self.released: Counter[tuple[Region, Cause]] = Counter()
-        self.withheld: Counter[Region] = Counter()
+        self._regions: tuple[Region, ...] = ()
 
     @property
     def inert(self) -> bool:
@@ -51,11 +51,20 @@ class Giver:
 
     def adopt(self, regions: Collection[Region]) -> None:
         """Work on these regions from now on; the counts of those that were there before go on."""
-        self._discarder.adopt(tuple(regions))
-        self.released = Counter({key: count for key, count in self.released.items() if key[0] in regions})
-        self.withheld = Counter(
-            {region: count for region, count in self.withheld.items() if region in regions}
-        )
+        fresh = tuple(regions)
+        self._discarder.adopt(fresh)
+        for region in self._regions:
+            if region not in fresh:
+                self._metrics.drop("region_bytes", _name(region))
+        self._regions = fresh
+
+    def released(self, region: Region, cause: Cause) -> int:
+        """Bytes given back of a region of the current table."""
+        return self._metrics.value("region_bytes", _name(region), cause.name.lower())
+
+    def withheld(self, region: Region) -> int:
+        """Bytes of a region that the guest named and that were not given back."""
+        return self._metrics.value("region_bytes", _name(region), WITHHELD)
 
     def make_inert(self, why: str) -> None:
         """Give nothing from now on."""
@@ -82,7 +91,7 @@ class Giver:
         if not reason:
             reason = self._release(cause, part)
         if reason:
-            self.withheld[part.region] += part.length
+            self._metrics.add("region_bytes", part.length, _name(part.region), WITHHELD)
             self._metrics.add("withheld_bytes_total", part.length, cause.name.lower(), reason)
 
     def _release(self, cause: Cause, part: Part) -> str:
@@ -92,8 +101,8 @@ class Giver:
         except HostError as error:
             self._count_host_error(error)
             return "host-error"
-        self._host_errors = 0
-        self.released[part.region, cause] += part.length
+        self.host_errors = 0
+        self._metrics.add("region_bytes", part.length, _name(part.region), cause.name.lower())
         method = self._discarder.method(part.region).value
         self._metrics.add("released_bytes_total", part.length, cause.name.lower(), method)
         return ""
@@ -109,13 +118,17 @@ class Giver:
         return "method-none" if self._discarder.method(part.region) is Method.NONE else ""
 
     def _count_host_error(self, error: HostError) -> None:
-        self._host_errors += 1
+        self.host_errors += 1
         cause = error.__cause__
         code = str(cause.errno) if isinstance(cause, OSError) else "unknown"
         if worth_logging(self._metrics.add("host_errors_total", 1, code)):
             log.warning("%s", error)
-        if self._host_errors >= MAX_HOST_ERRORS:
-            self.make_inert(f"{self._host_errors} refusals in a row: {error}")
+        if self.host_errors >= MAX_HOST_ERRORS:
+            self.make_inert(f"{self.host_errors} refusals in a row: {error}")
+
+
+def _name(region: Region) -> str:
+    return hex(region.guest_address)
 
 
 def whole_pages(part: Part) -> list[Part]:

@@ -74,6 +74,16 @@ class Hinting:
             return self._id
         return ID_DONE if self.state is State.DONE else ID_STOP
 
+    @property
+    def last_id(self) -> int:
+        """The id of the open round, or of the last one."""
+        return self._id
+
+    def restore(self, last_id: int) -> None:
+        """Go on after a round that this id was given to: it has ended, if there was one."""
+        self._id = last_id
+        self.state = State.STOP if last_id == ID_MIN else State.DONE
+
     def begin(self) -> None:
         """Open a round with an id that no round before it had. There must be none open."""
         assert not self.is_open

@@ -6,23 +6,27 @@ control.py.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-from pathlib import Path
+
+from hostdev.fds import Fd
+
+# The keeper handles all of these. Some reach a whole process group (Ctrl-C, a terminal that is closed, systemd's stop), and
+# what they mean is for the keeper to decide.
+_RESET = (signal.SIGCHLD, signal.SIGCONT)
+_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
-def isolate(*kept: socket.socket) -> None:
-    """Close every descriptor but those kept and the standard three, and take signals back from the keeper.
-
-    SIGINT is ignored: Ctrl-C reaches the whole process group, and the keeper is who decides what it means.
-    """
-    numbers = {sock.fileno() for sock in kept}
-    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if number > 2 and number not in numbers:
-            with contextlib.suppress(OSError):  # the descriptor of the listing itself
-                os.close(number)
+def isolate(*kept: socket.socket | Fd) -> None:
+    """Close every descriptor but those kept and the standard three, and take signals back from the keeper."""
+    last = 2
+    for number in sorted(each.fileno() for each in kept):
+        os.closerange(last + 1, number)
+        last = number
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _RESET:
+        signal.signal(number, signal.SIG_DFL)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,10 +1,11 @@
-"""The parent: listens, owns the front end's connection, forks the worker and the control process.
+"""The parent: listens, owns the front ends' connections, forks the workers and the control process.
 
-Whose message means what is for others to know: guest.py relays the front end's to the worker, and of the control process
-the keeper takes nothing but the wish to end. It parses no JSON.
+Whose message means what is for others to know: guest.py relays a front end's to its worker, and puts another in the place
+of one that dies; of the control process the keeper takes a few wishes, and parses no JSON. What it holds of a guest
+outlives the workers, so it is small and does little.
 
-No threads, no asyncio, no guest memory: asyncio does not survive the fork that every worker comes from. The other of
-the two loops that may never die, for QEMU's generic vhost-user device does not survive a closed socket.
+No threads, no asyncio, no guest memory: asyncio does not survive the fork that every worker comes from. The other of the
+two loops that may never die, for QEMU's generic vhost-user device does not survive a closed socket.
 """
 
 from __future__ import annotations
@@ -14,86 +15,179 @@ import logging
 import selectors
 import signal
 import socket
-from collections.abc import Iterator
-from types import FrameType
+import time
+from collections.abc import Callable, Iterator
 
-from hostdev import worker
-from hostdev.acceptor import Acceptor
 from hostdev.control_link import ControlLink
-from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
-from hostdev.guest import Guest
-from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Envelope, Kind
+from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, CommandError
+from hostdev.guest import Guest, Setting
+from hostdev.place import INHERITED, Place
+from hostdev.wishes import Wishes
+from hostdev.worker import Options
 
 log = logging.getLogger(__name__)
 
 TERMINATING = (signal.SIGTERM, signal.SIGINT)
+_HANDLED = (*TERMINATING, signal.SIGCHLD, signal.SIGCONT, signal.SIGHUP)
+
+# Seconds that a keeper which is to end waits for its front ends to go, unless told otherwise.
+TERM_SECONDS = 60.0
 
 
 class Keeper:
-    """Serves one front end after another until told to end."""
+    """Serves front ends until told to end."""
 
     def __init__(
         self,
-        options: worker.Options,
+        options: Callable[[str], Options],
         *,
-        listener: socket.socket | None,
-        once: bool,
+        once: bool = False,
         control: socket.socket | None = None,
+        term_seconds: float = TERM_SECONDS,
     ) -> None:
-        """listener: where to wait for the next front end; None if there is only the one given to run().
+        """options: of the guest with this name. once: end when a front end has gone and none is left.
 
-        control: where the control process listens.
+        control: where the control process listens. term_seconds: how long to wait, when told to end, for the front ends
+        that are served; 0 not to.
         """
         self._options = options
-        self._acceptor = None if listener is None else Acceptor(listener, "front end")
-        self._control = None if control is None else ControlLink(control)
         self._once = once
-        self._guest: Guest | None = None
+        self._term_seconds = term_seconds
+        self._control = None if control is None else ControlLink(control)
+        self.places: dict[str, Place] = {}
         self._stopping = False
+        self._term_at: float | None = None
         self._crashed = False
         self._selector = selectors.DefaultSelector()
+        self._wishes = Wishes(self)
+
+    # Places
+
+    def add(self, place: Place) -> None:
+        """Serve who connects there. Raises CommandError if there is a place of this name."""
+        if place.name in self.places:
+            raise CommandError(f"there is a guest {place.name!r} already: choose another name for the socket")
+        self.places[place.name] = place
+        self._announce(place)
+
+    def remove(self, name: str) -> None:
+        """Serve nobody there any more. Raises CommandError if there is no such place or a front end is connected."""
+        place = self.places.get(name)
+        if place is None:
+            raise CommandError(f"there is no guest {name!r}")
+        if place.guest is not None and place.guest.is_served and not place.guest.has_gone():
+            raise CommandError(f"guest {name!r} is connected: its VM would not survive")
+        self._close(place)
+        place.is_leaving = True
+        if place.guest is None:
+            self._forget(place)
+        else:
+            place.guest.end()
+
+    def _forget(self, place: Place) -> None:
+        del self.places[place.name]
+        if self._control is not None:
+            self._control.withdraw(place.name)
+
+    def _close(self, place: Place) -> None:
+        if place.acceptor is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(place.acceptor.listener)
+        place.close()
+
+    def _announce(self, place: Place) -> None:
+        if self._control is not None:
+            self._control.announce(place.name, None if place.guest is None else place.guest.control)
+
+    @property
+    def _guests(self) -> list[Guest]:
+        return [place.guest for place in self.places.values() if place.guest is not None]
+
+    @property
+    def is_serving(self) -> bool:
+        """True while a front end is connected. Sees off those that have gone and were not seen to."""
+        for place in self.places.values():
+            if place.guest is not None and place.guest.is_served and place.guest.has_gone():
+                place.guest.end()
+        return any(place.is_connected for place in self.places.values())
+
+    # The loop
 
     def run(self, connection: socket.socket | None = None) -> int:
-        """Serve connection if given, then those that arrive. Returns the exit status."""
+        """Serve connection if given, and those that arrive. Returns the exit status."""
         with self._signals() as wakeup, self._selector:
-            self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._drain(wakeup))
+            self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._take_signals(wakeup))
             if self._control is not None:
-                self._control.start(None)
+                self._control.start()
                 self._watch_control(self._control)
+            for place in self.places.values():
+                self._announce(place)
             if connection is not None:
-                self._begin(connection)
-            while not self._stopping and (self._guest is not None or self._acceptor is not None):
+                self.add(Place(INHERITED))
+                self._begin(self.places[INHERITED], connection)
+            while not self._stopping and self._has_anything_to_do():
                 self._turn()
-            self._end_guest()
-            if self._control is not None:
-                self._control.close()
+            self._end_all()
         return EXIT_CHECK_FAILED if self._crashed else EXIT_PASS
 
+    def _has_anything_to_do(self) -> bool:
+        return any(place.guest is not None or place.acceptor is not None for place in self.places.values())
+
     def _turn(self) -> None:
-        for key, _events in self._selector.select(self._watch_listener()):
+        for key, _events in self._selector.select(self._timeout()):
             try:
                 key.data()
             except Exception:
                 log.exception("unexpected error in the keeper")
+        for guest in self._guests:
+            try:
+                guest.tick()
+            except Exception:
+                log.exception("unexpected error in the keeper")
+        if self._term_at is not None and (not self._guests or time.monotonic() >= self._term_at):
+            self._stopping = True
 
-    def _watch_listener(self) -> float | None:
-        """Have the listener watched unless it is to be left alone. Returns for how many seconds it is."""
-        if self._acceptor is None:
+    def _timeout(self) -> float | None:
+        """Seconds until something is to be done without being called; None for as long as it takes."""
+        now = time.monotonic()
+        pauses = [self._watch_listener(place) for place in self.places.values()]
+        moments = [guest.due() for guest in self._guests] + [self._term_at]
+        waits = [max(0.0, moment - now) for moment in moments if moment is not None]
+        return min([*waits, *(pause for pause in pauses if pause is not None)], default=None)
+
+    def _watch_listener(self, place: Place) -> float | None:
+        """Have a listener watched unless it is to be left alone. Returns for how many seconds it is."""
+        if place.acceptor is None:
             return None
-        pause = self._acceptor.pause()
-        registered = self._acceptor.listener.fileno() in self._selector.get_map()
-        if pause is None and not registered:
-            self._selector.register(self._acceptor.listener, selectors.EVENT_READ, self._accept)
-        elif pause is not None and registered:
-            self._selector.unregister(self._acceptor.listener)
+        listener = place.acceptor.listener
+        pause = place.acceptor.pause()
+        is_ending = place.guest is not None and not place.guest.is_served
+        registered = listener.fileno() in self._selector.get_map()
+        if pause is None and not is_ending and not registered:
+            self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(place))
+        elif (pause is not None or is_ending) and registered:
+            self._selector.unregister(listener)
         return pause
+
+    def _end_all(self) -> None:
+        """See everybody off, within the time that guests give their workers."""
+        for place in list(self.places.values()):
+            self._close(place)
+            if place.guest is not None:
+                place.guest.end()
+        while self._guests:
+            self._turn()
+        if self._control is not None:
+            self._control.close()
+
+    # Signals
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[socket.socket]:
-        """Turn SIGTERM and SIGINT into a readable socket, so that select() wakes up for them."""
+        """Have the signals' numbers come out of a socket, so that select() wakes up for them."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        previous = {number: signal.signal(number, self._stop) for number in TERMINATING}
+        previous = {number: signal.signal(number, lambda *_: None) for number in _HANDLED}
         old = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINATING)
         try:
@@ -107,84 +201,82 @@ class Keeper:
             ours.close()
             theirs.close()
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        self._end_soon(signal.Signals(number).name)
+    def _take_signals(self, wakeup: socket.socket) -> None:
+        for number in set(wakeup.recv(4096, socket.MSG_DONTWAIT)):
+            if number in TERMINATING:
+                self._terminate(signal.Signals(number).name)
+            for guest in self._guests:
+                if number == signal.SIGCHLD:
+                    guest.note_stop()
+                if number == signal.SIGCONT:
+                    guest.forgive()
 
-    def _end_soon(self, why: str) -> None:
+    def _terminate(self, why: str) -> None:
+        """End, though not under a VM that lives: QEMU would not survive. A second signal does not wait for that."""
+        if not self.is_serving or not self._term_seconds or self._term_at is not None:
+            self.end_now(why)
+            return
+        self._term_at = time.monotonic() + self._term_seconds
+        log.warning(
+            "%s: a front end is connected, and QEMU does not survive that its device goes: waiting up to %g s for it to "
+            "go first, releasing nothing any more; signal again to end now",
+            why,
+            self._term_seconds,
+        )
+        for place in self.places.values():
+            self._close(place)
+            if place.guest is not None:
+                place.guest.make_inert(f"the device is ending: {why}")
+
+    def end_now(self, why: str) -> None:
+        """End, whoever is connected."""
         self._stopping = True
-        if self._guest is None:
-            log.info("%s: ending", why)
-        else:
+        if self.is_serving:
             log.warning(
                 "%s: ending while a front end is connected: QEMU aborts at its guest's next look", why
             )
-
-    @staticmethod
-    def _drain(wakeup: socket.socket) -> None:
-        wakeup.recv(64, socket.MSG_DONTWAIT)
+        else:
+            log.info("%s: ending", why)
 
     # Guests
 
-    def _accept(self) -> None:
-        assert self._acceptor is not None
-        connection = self._acceptor.accept()
+    def _accept(self, place: Place) -> None:
+        assert place.acceptor is not None
+        if place.guest is not None and place.guest.has_gone():
+            # A VM that is started again at once must not find its predecessor in the way: it waits for that one's end.
+            place.guest.end()
+            return
+        connection = place.acceptor.accept()
         if connection is None:
             return
-        if self._guest is not None and self._guest.has_gone():
-            self._end_guest()  # a VM that is started again at once must not find its predecessor in the way
-        if self._guest is not None or self._stopping:
+        if place.guest is not None:
             log.warning("a second front end is turned away: one is being served")
             connection.close()
             return
-        self._begin(connection)
+        self._begin(place, connection)
 
-    def _begin(self, connection: socket.socket) -> None:
-        controlled = self._control is not None and self._control.channel is not None
-        guest = self._guest = Guest(connection, self._options, controlled=controlled)
-        log.info("front end connected, worker is process %d", guest.pid)
-        self._selector.register(connection, guest.interest, lambda: self._serve(guest))
-        self._selector.register(guest.channel, selectors.EVENT_READ, lambda: self._relay(guest))
-        if self._control is not None and guest.control is not None:
-            self._control.announce(guest.control)
+    def _begin(self, place: Place, connection: socket.socket) -> None:
+        setting = Setting(
+            place.name,
+            self._options(place.name),
+            self._selector,
+            self._control,
+            lambda guest: self._note_end(place, guest),
+        )
+        log.info("front end connected")
+        place.guest = Guest(connection, setting)
+        place.guest.begin()
 
-    def _serve(self, guest: Guest) -> None:
-        if guest is not self._guest:
-            return  # ended by an event of the same select()
-        if guest.interest == selectors.EVENT_WRITE:
-            self._settle(guest, going_on=guest.flush())
-        else:
-            self._settle(guest, going_on=guest.receive())
-
-    def _relay(self, guest: Guest) -> None:
-        if guest is self._guest:
-            self._settle(guest, going_on=guest.forward())
-
-    def _settle(self, guest: Guest, *, going_on: bool) -> None:
-        """Make the selector follow the guest's state, or end it."""
-        if not going_on:
-            self._end_guest()
-            return
-        registered = guest.connection.fileno() in self._selector.get_map()
-        if not guest.interest:
-            if registered:
-                self._selector.unregister(guest.connection)
-        elif registered:
-            self._selector.modify(guest.connection, guest.interest, lambda: self._serve(guest))
-        else:
-            self._selector.register(guest.connection, guest.interest, lambda: self._serve(guest))
-
-    def _end_guest(self) -> None:
-        guest, self._guest = self._guest, None
-        if guest is None:
-            return
-        for file in (guest.connection, guest.channel):
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(file)
-        self._crashed = not guest.close() or self._crashed
-        if self._control is not None:
-            self._control.announce(None)
+    def _note_end(self, place: Place, guest: Guest) -> None:
         log.info("front end has gone")
-        self._stopping = self._stopping or self._once
+        place.guest = None
+        self._crashed = not guest.ended_well or self._crashed
+        if place.is_leaving:
+            self._forget(place)
+        else:
+            self._announce(place)
+        if self._once and not self.is_serving:
+            self._stopping = True
 
     # The control process
 
@@ -197,23 +289,14 @@ class Keeper:
 
     def _serve_control(self, control: ControlLink, channel: socket.socket) -> None:
         envelope = control.receive()
-        if envelope is not None and envelope.kind == Kind.QUIT:
-            self._quit(control, envelope)
+        if envelope is not None and (answer := self._wishes.grant(envelope)) is not None:
+            control.answer(answer)
             return
         # It has ended, or says what it has no business to.
         self._selector.unregister(channel)
-        control.replace(self._guest.control if self._guest is not None else None)
-        if control.channel is None and self._guest is not None and self._guest.control is not None:
-            self._guest.control.close()  # its worker learns that nobody is there for good
-            self._guest.control = None
+        control.replace()
+        for place in self.places.values():
+            self._announce(place)
+            if control.channel is None and place.guest is not None:
+                place.guest.forget_control()
         self._watch_control(control)
-
-    def _quit(self, control: ControlLink, asked: Envelope) -> None:
-        """End as asked, unless that would kill a VM and nobody said that it may."""
-        if self._guest is not None and self._guest.has_gone():
-            self._end_guest()
-        if self._guest is not None and asked.text != QUIT_FORCED:
-            control.answer(Envelope(Kind.ERROR, asked.id, QUIT_REFUSED))
-            return
-        control.answer(Envelope(Kind.RETURN, asked.id, QUIT_ACCEPTED))
-        self._end_soon("quit over the control socket")

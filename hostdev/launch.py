@@ -14,16 +14,19 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from hostdev import __version__
 from hostdev.control import MAX_CLIENTS
 from hostdev.discard import AUTO, REQUESTS
-from hostdev.errors import BalloonError, SetupError, UnsupportedHostError
-from hostdev.keeper import TERMINATING, Keeper
+from hostdev.errors import BalloonError, CommandError, SetupError, UnsupportedHostError
+from hostdev.host_limits import protect
+from hostdev.keeper import TERM_SECONDS, TERMINATING, Keeper
 from hostdev.listening import ListeningPath, PrivateFolder, inherited, is_listening
+from hostdev.place import INHERITED, Place, name_of
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.worker import Options
@@ -80,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
-        "--socket-path", metavar="PATH", help="listen on this unix socket, made with mode 0600"
+        "--socket-path",
+        metavar="PATH",
+        action="append",
+        help="listen on this unix socket, made with mode 0600; given again: for one more guest",
     )
     where.add_argument(
         "--fd",
@@ -93,7 +99,22 @@ def _parser() -> argparse.ArgumentParser:
         "--print-capabilities", action="store_true", help="print what this back end can do, as JSON"
     )
     parser.add_argument(
-        "--once", action="store_true", help="end after one front end has gone instead of serving the next"
+        "--once",
+        action="store_true",
+        help="end when a front end has gone and none is left, instead of serving the next",
+    )
+    parser.add_argument(
+        "--on-term",
+        choices=("wait", "now"),
+        default="wait",
+        help="on SIGTERM with a front end connected: wait for it to go, which its VM needs (the default), or end now",
+    )
+    parser.add_argument(
+        "--term-timeout",
+        type=_seconds,
+        default=TERM_SECONDS,
+        metavar="SECONDS",
+        help=f"how long to wait then, default: {TERM_SECONDS:g}",
     )
     parser.add_argument(
         "--discard",
@@ -143,15 +164,57 @@ def _serve(options: argparse.Namespace) -> int:
         metrics_file=options.metrics_file,
         trace_file=options.trace,
     )
+    protect()
     with contextlib.ExitStack() as sockets:
-        control = _control_listener(options.control, sockets)
+        keeper = Keeper(
+            _for_guest(device, options),
+            once=options.once,
+            control=_control_listener(options.control, sockets),
+            term_seconds=options.term_timeout if options.on_term == "wait" else 0,
+        )
         if options.fd is None:
-            listener = sockets.enter_context(ListeningPath(options.socket_path))
-            return Keeper(device, listener=listener, once=options.once, control=control).run()
+            _listen(keeper, options.socket_path, sockets)
+            return keeper.run()
         given = sockets.enter_context(inherited(options.fd))
         if is_listening(given):
-            return Keeper(device, listener=given, once=options.once, control=control).run()
-        return Keeper(device, listener=None, once=True, control=control).run(given)
+            keeper.add(Place(INHERITED, given))
+            return keeper.run()
+        return keeper.run(given)
+
+
+def _listen(keeper: Keeper, paths: Sequence[str], sockets: contextlib.ExitStack) -> None:
+    for path in paths:
+        place = Place.at(path)
+        sockets.callback(place.close)
+        try:
+            keeper.add(place)
+        except CommandError as error:
+            raise SetupError(f"--socket-path {path}: {error}") from error
+
+
+def _for_guest(device: Options, options: argparse.Namespace) -> Callable[[str], Options]:
+    """Return what a guest's options are: files of its own, and a label, for each but the first on the command line."""
+    first = INHERITED if options.fd is not None else name_of(options.socket_path[0])
+
+    def of(name: str) -> Options:
+        if name == first:
+            return device
+        metrics_file, trace_file = (_own(path, name) for path in (device.metrics_file, device.trace_file))
+        return replace(device, guest=name, metrics_file=metrics_file, trace_file=trace_file)
+
+    return of
+
+
+def _own(path: Path | None, name: str) -> Path | None:
+    """Return a guest's own file beside one that was named."""
+    return None if path is None else path.with_stem(f"{path.stem}.{name}")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def _control_listener(path: str | None, sockets: contextlib.ExitStack) -> socket.socket | None:

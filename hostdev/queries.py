@@ -92,9 +92,9 @@ def _region(balloon: Balloon, region: Region, footprint: int | None) -> Values:
         "page-size": region.page_size,
         "backing": balloon.discarder.backing(region).value,
         "method": balloon.discarder.method(region).value,
-        "released-report": giver.released[region, Cause.REPORT],
-        "released-inflate": giver.released[region, Cause.INFLATE],
-        "withheld": giver.withheld[region],
+        "released-report": giver.released(region, Cause.REPORT),
+        "released-inflate": giver.released(region, Cause.INFLATE),
+        "withheld": giver.withheld(region),
     }
     if footprint is not None:
         values["footprint"] = footprint

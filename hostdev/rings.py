@@ -7,15 +7,18 @@ What a chain means is balloon.py's business, which owns this.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hostdev.errors import RequestError
 from hostdev.memory import MemoryTable, Part
+from hostdev.metrics import Metrics, Sample
 from hostdev.roles import ring_roles
 from hostdev.trace import Tracer
 from hostdev.virtqueue import RingLayout, Virtqueue
 from hostdev.wire.balloon import Feature, Role
+from hostdev.wire.record import RingPlace
 from hostdev.wire.trace import Cause
 
 log = logging.getLogger(__name__)
@@ -48,13 +51,19 @@ class Job:
 
 @dataclass
 class Ring:
-    """A started ring. held: the head of the statistics buffer that the device keeps. returned: chains, so far."""
+    """A started ring. held: the head of the statistics buffer that the device keeps, held_at: its available index.
+
+    answered_to: the available index up to which a predecessor has taken what statistics buffers say. counts: of the chain in
+    hand.
+    """
 
     layout: RingLayout
     queue: Virtqueue
     job: Job | None = None
     held: int | None = None
-    returned: int = 0
+    held_at: int = 0
+    answered_to: int | None = None
+    counts: Counter[Sample] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +78,21 @@ class RingState:
     returned: int
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a ring stands, for a successor to go on from: as wire/record.py has it."""
+
+    place: RingPlace = RingPlace.NONE
+    base: int = 0
+    held: int = 0
+
+
 class Rings:
     """The started rings by number, and those that wait for memory."""
 
-    def __init__(self, trace: Tracer) -> None:
+    def __init__(self, trace: Tracer, metrics: Metrics) -> None:
         self._trace = trace
+        self._metrics = metrics
         self.started: dict[int, Ring] = {}
         self.stranded: dict[int, tuple[RingLayout, int]] = {}
         self._last_bases: dict[int, int] = {}
@@ -85,8 +104,44 @@ class Rings:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
         indirect = bool(features & Feature.RING_INDIRECT_DESC)
         queue = Virtqueue(layout, memory, base, indirect=indirect)
-        self._trace.ring(index, started=True, size=layout.size, base=base)
-        self.started[index] = Ring(layout, queue)
+        self._metrics.drop("ring_chains", str(index))
+        self._begin(index, Ring(layout, queue), features)
+
+    def resume(
+        self, index: int, layout: RingLayout, standing: Standing, memory: MemoryTable, features: Feature
+    ) -> None:
+        """Go on where another process was. Raises RequestError if this memory does not hold the ring.
+
+        What that one had in hand was not answered, for the used index does not have it: it is taken up again.
+        """
+        if standing.place is RingPlace.STRANDED:
+            self.stranded[index] = layout, standing.base
+        elif standing.place is RingPlace.BROKEN:
+            self._last_bases[index] = standing.base
+        elif standing.place is RingPlace.STARTED:
+            indirect = bool(features & Feature.RING_INDIRECT_DESC)
+            queue = Virtqueue(layout, memory, 0, indirect=indirect)
+            queue.go_on(standing.base)
+            answered_to = standing.held - 1 if standing.held else None
+            self._begin(index, Ring(layout, queue, answered_to=answered_to), features)
+
+    def standing(self, index: int) -> Standing:
+        """Tell a successor where a ring stands."""
+        if index in self.started:
+            ring = self.started[index]
+            held = 0 if ring.held is None else ring.held_at + 1
+            if ring.held is None and ring.answered_to is not None:
+                held = ring.answered_to + 1
+            return Standing(RingPlace.STARTED, ring.queue.ahead, held)
+        if index in self.stranded:
+            return Standing(RingPlace.STRANDED, self.stranded[index][1])
+        if index in self._last_bases:
+            return Standing(RingPlace.BROKEN, self._last_bases[index])
+        return Standing()
+
+    def _begin(self, index: int, ring: Ring, features: Feature) -> None:
+        self._trace.ring(index, started=True, size=ring.layout.size, base=ring.queue.next_available)
+        self.started[index] = ring
         # Those that wait for memory and those that broke were set up as well: without them a ring of hints might be taken
         # for one of reports.
         self._roles = ring_roles(features, {*self.started, *self.stranded, *self._last_bases})
@@ -102,6 +157,7 @@ class Rings:
 
     def _let_go(self, index: int) -> int:
         ring = self.started.pop(index)
+        self._metrics.merge(ring.counts)
         base = ring.queue.base
         self._trace.ring(index, started=False, size=0, base=base)
         ring.queue.release()
@@ -153,7 +209,7 @@ class Rings:
                 next_available=ring.queue.next_available,
                 used=ring.queue.used_index,
                 outstanding=ring.queue.outstanding,
-                returned=ring.returned,
+                returned=self._metrics.value("ring_chains", str(index)),
             )
             for index, ring in self.started.items()
         }

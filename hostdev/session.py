@@ -16,6 +16,7 @@ from typing import Any
 from hostdev.backend_channel import BackendChannel
 from hostdev.errors import RequestError, StreamError
 from hostdev.fds import Fd, close_all, stream_socket
+from hostdev.journal import Journal
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
 from hostdev.trace import Tracer
@@ -38,8 +39,15 @@ OFFERED_PROTOCOL_FEATURES = (
 class Session:
     """One connection's state. handle() is the whole interface; the rest is for the worker to look at."""
 
-    def __init__(self, device: Device, metrics: Metrics, trace: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        metrics: Metrics,
+        trace: Tracer | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.device = device
+        self.journal: Journal = journal or Journal()
         self.metrics = metrics
         self.trace: Tracer = trace or Tracer()
         self.features = 0
@@ -146,6 +154,15 @@ class Session:
             return wire.message(header.request, wire.FLAG_REPLY, wire.U64_PAYLOAD.encode(wire.U64(0)))
         return self._acknowledge(header, 1)
 
+    def held(self) -> tuple[int, ...]:
+        """Return the tokens of the descriptors in use."""
+        found = [region.fd.token for region in self.memory.regions]
+        for ring in self.rings:
+            found += [fd.token for fd in (ring.kick, ring.call, ring.error) if fd is not None]
+        if self.backend_channel is not None:
+            found.append(self.backend_channel.token)
+        return tuple(found)
+
     # Features
 
     def _get_features(self, _value: wire.Nothing, _arrived: Arrived) -> bytes:
@@ -190,11 +207,12 @@ class Session:
         """Deprecated: "Back-ends SHOULD either ignore this message, or use it to disable all rings". Ignored."""
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
+        token = arrived.fds[0].token
         sock = stream_socket(arrived.take())
         if sock is None:
             raise RequestError("the back end's channel is not a unix stream socket")
         self._drop_backend_channel()
-        self.backend_channel = BackendChannel(sock)
+        self.backend_channel = BackendChannel(sock, token, self.journal)
 
     def _drop_backend_channel(self) -> None:
         if self.backend_channel is not None:

@@ -45,6 +45,18 @@ class Statistics:
         self.updates += 1
         self.due = self._clock() + self.interval if self.interval else None
 
+    def encoded(self) -> bytes:
+        """Return the last answer as the guest would send it."""
+        return b"".join(STATISTIC_STRUCT.pack(*figure) for figure in self.values.items())
+
+    def restore(
+        self, data: bytes, *, interval: int, due: float | None, last_update: int, updates: int
+    ) -> None:
+        """Go on with what another process was told: data as encoded() has it, due by the same clock."""
+        self.take(data)
+        self.interval, self.due = interval, due
+        self.last_update, self.updates = last_update, updates
+
     def set_interval(self, seconds: int) -> None:
         """Ask every so many seconds from now on, 0: never. Raises CommandError."""
         if seconds < 0:

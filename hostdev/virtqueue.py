@@ -89,6 +89,18 @@ class Virtqueue:
         return (self.next_available - len(self._outstanding)) & _INDEX_MASK
 
     @property
+    def ahead(self) -> int:
+        """How far the base is ahead of the used index: 0, unless the front end said otherwise."""
+        return (self.base - self.used_index) & _INDEX_MASK
+
+    def go_on(self, ahead: int) -> None:
+        """Stand where another process, which has ended, was in this ring: what it had not returned comes next.
+
+        The used index says how far that was; an earlier one would have what was answered done again.
+        """
+        self.next_available = (self.used_index + ahead) & _INDEX_MASK
+
+    @property
     def used_index(self) -> int:
         """The index that was published last."""
         return self._used_index[_INDEX_SLOT]
@@ -98,11 +110,24 @@ class Virtqueue:
         """How many chains were taken and not returned."""
         return len(self._outstanding)
 
+    @property
+    def is_empty(self) -> bool:
+        """True while the driver has made nothing available that was not taken."""
+        return self._available[_INDEX_SLOT] == self.next_available
+
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
 
         Raises RingError if the ring cannot be followed any more, ChainError if this chain cannot be used: it counts as
         popped and is to be put back by its head.
+        """
+        head = self.take()
+        return None if head is None else Chain(head, self._follow(head))
+
+    def take(self) -> int | None:
+        """Take the next available chain without looking at it. Returns its head, or None.
+
+        Raises RingError if the ring cannot be followed any more.
         """
         ahead = (self._available[_INDEX_SLOT] - self.next_available) & _INDEX_MASK
         if ahead == 0:
@@ -116,7 +141,7 @@ class Virtqueue:
             raise RingError(f"head {head} offered again before it was returned")
         self.next_available = (self.next_available + 1) & _INDEX_MASK
         self._outstanding.add(head)
-        return Chain(head, self._follow(head))
+        return head
 
     def put(self, head: int, length: int = 0) -> None:
         """Return a chain: the used element first, the index that publishes it after. length: bytes written."""

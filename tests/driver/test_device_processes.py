@@ -153,13 +153,17 @@ def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
         assert sum(what.startswith("socket:") for what in own.values()) == 2, kinds
         assert sum("eventfd" in what for what in own.values()) == 5, kinds
         assert sum("eventpoll" in what for what in own.values()) == 1, kinds
-        assert len(own) == 8, kinds
+        assert sum("balloon-record" in what for what in own.values()) == 1, kinds
+        assert len(own) == 9, kinds
         guest.resume(first=True)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
         assert sum("guest-ram" in what for what in own.values()) == 2  # the region's, and its mapping's
         assert sum("eventfd" in what for what in own.values()) == 10
-        assert len(own) == 15
-        assert not any("guest-ram" in what for what in descriptors(device.pid).values())
+        assert sum("balloon-record" in what for what in own.values()) == 1
+        assert len(own) == 16
+        assert (
+            "guest-ram" not in Path(f"/proc/{device.pid}/maps").read_text()
+        )  # held for a successor, never looked at
         guest.connection.close()
         device.end()
 
@@ -298,7 +302,7 @@ def _resident(pid: int) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("phase", ["waiting", "connected", "in a message", "started", "in a report"])
 def test_signals_leave_nothing(path: Path, number: signal.Signals, phase: str) -> None:
-    with program(path) as device, contextlib.ExitStack() as stack:
+    with program(path, "--on-term=now") as device, contextlib.ExitStack() as stack:
         worker = None
         if phase != "waiting":
             memory = GuestMemory((512 if phase == "in a report" else 64) * MIB)
@@ -340,26 +344,25 @@ def test_a_dead_keeper_takes_its_worker_along(device: DeviceProcess) -> None:
             guest.receive()
 
 
-@pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize("message_pending", [False, True])
-def test_a_dead_worker_is_noticed(path: Path, once: bool, message_pending: bool) -> None:
-    """The front end sees its connection close, the next one is served, and the exit status tells."""
-    with program(path, *(["--once"] if once else [])) as device:
+def test_a_dead_worker_is_replaced(path: Path, message_pending: bool) -> None:
+    """The front end notices nothing, is served on, and the next one as well."""
+    with program(path) as device:
         with Frontend(device.connect()) as guest:
             guest.start()
             worker = device.worker()
             if message_pending:
                 os.kill(worker, signal.SIGSTOP)
-                guest.send_raw(SET_OWNER)
+                guest.send_raw(GET_FEATURES)
             os.kill(worker, signal.SIGKILL)
-            with pytest.raises((FrontendError, ConnectionResetError)):
-                guest.receive()
-        if not once:
-            serves(device.connect())
-        status, said = device.wait() if once else device.end()
-    assert status == EXIT_CHECK_FAILED
+            if message_pending:
+                assert guest.receive()[0].request == Request.GET_FEATURES
+            works(guest)
+            assert device.worker() != worker
+        serves(device.connect())
+        status, said = device.end()
+    assert (status, "Traceback" in said) == (EXIT_PASS, False)
     assert "the worker ended with signal SIGKILL" in said
-    assert "Traceback" not in said
 
 
 def test_a_worker_that_hangs_is_killed(path: Path) -> None:
@@ -371,7 +374,7 @@ def test_a_worker_that_hangs_is_killed(path: Path) -> None:
             wait_ended(worker)
         status, said = device.wait()
     assert status == EXIT_CHECK_FAILED
-    assert "does not end" in said
+    assert "hangs: killing" in said
 
 
 def test_a_stopped_worker_goes_on(device: DeviceProcess) -> None:
@@ -388,7 +391,7 @@ def test_a_stopped_worker_goes_on(device: DeviceProcess) -> None:
 
 def test_ctrl_c_reaches_the_worker_too_and_ends_cleanly(path: Path) -> None:
     """The terminal signals the whole process group."""
-    with program(path) as device, Frontend(device.connect()) as guest:
+    with program(path, "--on-term=now") as device, Frontend(device.connect()) as guest:
         guest.start()
         os.kill(device.worker(), signal.SIGINT)
         works(guest)

@@ -67,7 +67,7 @@ def clock() -> Clock:
 def link(listener: socket.socket, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlLink]:
     monkeypatch.setattr(control, "start", sleeper)
     link = ControlLink(listener, clock)
-    link.start(None)
+    link.start()
     yield link
     link.close()
     gc.unfreeze()
@@ -83,7 +83,7 @@ def die(link: ControlLink) -> None:
     (pid,) = children()
     os.kill(pid, signal.SIGKILL)
     assert heard(link) is None
-    link.replace(None)
+    link.replace()
 
 
 def heard(link: ControlLink) -> Envelope | None:
@@ -109,7 +109,7 @@ def test_too_many_deaths_at_once(link: ControlLink, listener: socket.socket, clo
     die(link)
     assert (children(), link.channel, listener.fileno()) == ([], None, -1)
     with Fd(os.memfd_create("guest")) as guest:
-        link.announce(guest)  # there is nobody to be given it
+        link.announce("vm", guest)  # there is nobody to be given it
 
 
 def test_deaths_now_and_then(link: ControlLink, listener: socket.socket, clock: Clock) -> None:
@@ -127,22 +127,22 @@ def test_one_that_does_not_read_is_killed(link: ControlLink) -> None:
         poll.register(ended.fileno(), select.POLLIN)
         announced = 0
         while not poll.poll(0):
-            link.announce(guest)
+            link.announce("vm", guest)
             announced += 1
             assert announced < 10000
         assert announced > 100
         assert heard(link) is None
-        link.replace(guest)
+        link.replace()
     assert len(children()) == 1
 
 
 def test_one_that_says_what_is_no_envelope(link: ControlLink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "start", babbler)
-    link.replace(None)
+    link.replace()
     assert heard(link) is None
 
 
 def test_what_a_quit_looks_like(link: ControlLink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "start", quitter)
-    link.replace(None)
+    link.replace()
     assert heard(link) == Envelope(Kind.QUIT, 7, b"{}")

@@ -11,7 +11,7 @@ import pytest
 from hostdev.errors import RingError
 from hostdev.rings import Step
 from hostdev.wire import vhost_user as wire
-from hostdev.wire.channel import Action
+from hostdev.wire.channel import Frame, ToKeeper, ToWorker
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
 from hostdev.worker import Options, Worker
 
@@ -35,8 +35,9 @@ def test_an_error_in_a_message_is_answered(
 ) -> None:
     monkeypatch.setattr(worker.session, "handle", fail)
     with caplog.at_level(logging.ERROR):
-        answer = worker._answer(wire.message(request_, 0, bytes(8)), [])
-    assert answer.action == Action.CONTINUE
+        worker._handle(Frame(ToWorker.MESSAGE, 0, 1, wire.message(request_, 0, bytes(8))), [])
+    answer = worker._answer()
+    assert answer.kind == ToKeeper.HOLDING
     assert wire.HEADER.decode(answer.reply[: wire.HEADER_SIZE]).request == request_
     assert worker.balloon.inert
     assert "a defect of ours" in caplog.text
@@ -44,7 +45,8 @@ def test_an_error_in_a_message_is_answered(
 
 def test_a_broken_stream_is_no_defect(worker: Worker) -> None:
     header = wire.HEADER.encode(wire.Header(Request.SET_OWNER, 2 | FLAG_NEED_REPLY, 0))
-    assert worker._answer(header, []).action == Action.CLOSE
+    worker._handle(Frame(ToWorker.MESSAGE, 0, 1, header), [])
+    assert worker._answer().kind == ToKeeper.CLOSE
     assert not worker.balloon.inert
 
 

@@ -115,10 +115,12 @@ def test_no_request_is_longer_than_the_bound() -> None:
 
 
 def test_the_keepers_channel_has_room_for_every_message() -> None:
-    assert channel.MAX_DATAGRAM == 12 + wire.MAX_PAYLOAD
-    answer = channel.Answer(channel.Action.CLOSE, b"reply")
+    longest = channel.Frame(channel.ToWorker.MESSAGE, 255, 2**64 - 1, bytes(12 + wire.MAX_PAYLOAD))
+    assert len(channel.FRAME.encode(longest)) <= channel.MAX_DATAGRAM
+    assert channel.FRAME.decode(channel.FRAME.encode(longest)) == longest
+    answer = channel.Answer(channel.ToKeeper.HOLDING, bytes(12 + 12 + 256), tuple(range(32 + 15 + 1)))
+    assert len(channel.ANSWER.encode(answer)) <= channel.MAX_DATAGRAM
     assert channel.ANSWER.decode(channel.ANSWER.encode(answer)) == answer
-    assert channel.ANSWER.encode(channel.Answer(0, b"")) == b"\0"
 
 
 def test_ring_parts_have_the_sizes_of_the_specification() -> None:

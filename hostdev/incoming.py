@@ -1,0 +1,67 @@
+"""One message of the front end as it comes in: exactly its header, then exactly its payload.
+
+Nothing of it is looked at but the size. Used by guest.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from hostdev import fds
+from hostdev.wire.vhost_user import HEADER, HEADER_SIZE, MAX_PAYLOAD
+
+log = logging.getLogger(__name__)
+
+
+class Incoming:
+    """What was read of the message at hand."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._received: list[fds.Fd] = []
+
+    def read(self, connection: socket.socket) -> bool:
+        """Read on. False if the other side has closed.
+
+        Raises OverflowError for a size or a number of descriptors that no message has, BlockingIOError if there is nothing
+        to read yet, OSError.
+        """
+        data, received = fds.receive(connection, self._missing())
+        self._received += received
+        self._data += data
+        # At once: a header with an impossible size may be all that ever comes.
+        self._missing()
+        return bool(data)
+
+    @property
+    def is_begun(self) -> bool:
+        """True in the middle of a message."""
+        return bool(self._data)
+
+    @property
+    def is_whole(self) -> bool:
+        """True once it can be taken."""
+        return bool(self._data) and self._missing() == 0
+
+    def take(self) -> tuple[bytes, list[fds.Fd]]:
+        """Return the whole message, and its descriptors, which are the caller's from now on; the next one begins."""
+        data, received = bytes(self._data), self._received
+        self._data, self._received = bytearray(), []
+        return data, received
+
+    def _missing(self) -> int:
+        if len(self._received) > fds.MAX_RECEIVED:
+            raise OverflowError(f"more than {fds.MAX_RECEIVED} descriptors with one message")
+        if len(self._data) < HEADER_SIZE:
+            return HEADER_SIZE - len(self._data)
+        size = HEADER.decode(bytes(self._data[:HEADER_SIZE])).size
+        if size > MAX_PAYLOAD:
+            raise OverflowError(f"a message of {size} bytes, at most {MAX_PAYLOAD} are allowed")
+        return HEADER_SIZE + size - len(self._data)
+
+    def close(self) -> None:
+        """The connection has gone: close what had arrived."""
+        if self._data:
+            log.warning("the front end closed in the middle of a message")
+        fds.close_all(self._received)

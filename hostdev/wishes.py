@@ -1,0 +1,71 @@
+"""What the control process may ask of the keeper, and the answers. Used by keeper.py.
+
+Texts come as bare names and paths and go as JSON: the keeper writes some and parses none.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from hostdev.errors import CommandError, SetupError
+from hostdev.place import Place
+from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Envelope, Kind
+
+if TYPE_CHECKING:
+    from hostdev.keeper import Keeper
+
+
+class Wishes:
+    """Grants or refuses them."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def grant(self, asked: Envelope) -> Envelope | None:
+        """Do what is asked. Returns the answer, None if that is nothing that may be asked."""
+        if asked.kind == Kind.QUIT:
+            return self._quit(asked)
+        try:
+            if asked.kind == Kind.GUESTS:
+                return _answer(asked, self._guests())
+            name = asked.text.decode(errors="surrogateescape")
+            if asked.kind == Kind.ADD:
+                self._keeper.add(Place.at(name, "socket-path"))
+                return _answer(asked, {})
+            if asked.kind == Kind.REMOVE:
+                self._keeper.remove(name)
+                return _answer(asked, {})
+        except (CommandError, SetupError) as error:
+            return _refusal(asked, str(error))
+        return None
+
+    def _quit(self, asked: Envelope) -> Envelope:
+        """End as asked, unless that would kill a VM and nobody said that it may."""
+        if self._keeper.is_serving and asked.text != QUIT_FORCED:
+            return Envelope(Kind.ERROR, asked.id, QUIT_REFUSED)
+        self._keeper.end_now("quit over the control socket")
+        return Envelope(Kind.RETURN, asked.id, QUIT_ACCEPTED)
+
+    def _guests(self) -> list[dict[str, Any]]:
+        return [_describe(place) for place in self._keeper.places.values()]
+
+
+def _describe(place: Place) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": place.name, "connected": place.is_connected, "restarts": 0}
+    if place.path:
+        values["socket-path"] = place.path
+    if place.guest is not None:
+        values["restarts"] = place.guest.restarts
+        if place.guest.worker is not None:
+            values["worker"] = place.guest.worker
+    return values
+
+
+def _answer(asked: Envelope, value: object) -> Envelope:
+    return Envelope(Kind.RETURN, asked.id, json.dumps(value).encode())
+
+
+def _refusal(asked: Envelope, text: str) -> Envelope:
+    error = {"class": "GenericError", "desc": text}
+    return Envelope(Kind.ERROR, asked.id, json.dumps(error).encode())
