@@ -95,12 +95,11 @@ class BackendChannel:
     def recover(self) -> None:
         """Bring a stream back into step that another process may have left in the middle of a message.
 
-        It may have sent the first part, or not, and the second, or not: what is sent here is whole messages either way.
+        It may have sent the first part, or not, and the second, or not: what is sent here is whole messages either way. That
+        this is done the caller writes down, once it is written as well that there is something to tell again.
         """
-        self._journal.telling(begins=True)
         if not self._send(_IN_STEP) and not self.is_broken:
             self._break("a message cannot be sent to its end")
-        self._journal.telling(begins=False)
 
     def _send(self, data: bytes) -> bool:
         try:

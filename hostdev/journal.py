@@ -51,21 +51,21 @@ class RecordJournal(Journal):
         self._gather = gather
         self._number = 0
         self._named = 0
-
-    def begin(self, number: int) -> None:
-        """Go on after this message. The record gets the first images of this worker."""
-        self.handled(number)
+        # False until this worker has taken over: before, it does not know enough to write anything.
+        self._begun = False
 
     def handled(self, number: int) -> None:
         """A message took effect: the state has its reply."""
+        self._begun = True
         self._number = number
         self._write_tally(NO_RING, 0)
         self._write_state()
 
     def changed(self) -> None:
         """Something changed that no message did."""
-        self._write_state()
-        self._write_tally(NO_RING, 0)
+        if self._begun:
+            self._write_state()
+            self._write_tally(NO_RING, 0)
 
     def take_up(self, index: int, position: int) -> int:
         """A ring's chain at this available index is about to be taken. Returns how many workers died with it."""

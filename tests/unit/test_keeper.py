@@ -35,8 +35,8 @@ def test_an_error_in_a_message_is_answered(
 ) -> None:
     monkeypatch.setattr(worker.session, "handle", fail)
     with caplog.at_level(logging.ERROR):
-        worker._handle(Frame(ToWorker.MESSAGE, 0, 1, wire.message(request_, 0, bytes(8))), [])
-    answer = worker._answer()
+        worker._messages.handle(Frame(ToWorker.MESSAGE, 0, 1, wire.message(request_, 0, bytes(8))), [])
+    answer = worker._messages.answer()
     assert answer.kind == ToKeeper.HOLDING
     assert wire.HEADER.decode(answer.reply[: wire.HEADER_SIZE]).request == request_
     assert worker.balloon.inert
@@ -45,8 +45,8 @@ def test_an_error_in_a_message_is_answered(
 
 def test_a_broken_stream_is_no_defect(worker: Worker) -> None:
     header = wire.HEADER.encode(wire.Header(Request.SET_OWNER, 2 | FLAG_NEED_REPLY, 0))
-    worker._handle(Frame(ToWorker.MESSAGE, 0, 1, header), [])
-    assert worker._answer().kind == ToKeeper.CLOSE
+    worker._messages.handle(Frame(ToWorker.MESSAGE, 0, 1, header), [])
+    assert worker._messages.answer().kind == ToKeeper.CLOSE
     assert not worker.balloon.inert
 
 

@@ -1,0 +1,75 @@
+"""How a worker goes on where its predecessor was killed: what the record says is put back, and what it hints at is mended.
+
+Used by worker.py, once, before it serves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from hostdev import snapshot
+from hostdev.errors import BalloonError
+from hostdev.estate import Estate
+from hostdev.fds import close_all
+from hostdev.journal import recall
+from hostdev.record import Record
+from hostdev.snapshot import Done, Parts
+from hostdev.wire.record import InHand
+
+log = logging.getLogger(__name__)
+
+
+def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool) -> Done:
+    """Make a new device what its predecessor's was. Returns the last message that took effect.
+
+    record: this worker's own. blamed: the predecessor died of itself, maybe of what it had in hand. What cannot be taken
+    over makes the device inert: it answers, and releases nothing.
+    """
+    source = record
+    done = Done()
+    try:
+        if estate.source is not None:
+            source = Record(estate.source)
+        if source.state:
+            image = snapshot.parse(source.state)
+            done = image.done
+            _restore(parts, image, estate, source)
+            _note_deaths(parts, source, record, blamed=blamed)
+    except (BalloonError, KeyError, OSError, ValueError):
+        log.exception("what the predecessor left cannot be taken over")
+        parts.balloon.make_inert("its predecessor's state cannot be taken over")
+    _close_the_rest(parts, estate)
+    return done
+
+
+def _restore(parts: Parts, image: snapshot.Image, estate: Estate, source: Record) -> None:
+    snapshot.restore(parts, image, estate.known)
+    used = {index: ring.queue.used_index for index, ring in parts.balloon.rings.started.items()}
+    counts = recall(source, image.session.number, used)
+    parts.metrics.restore(dict(zip(image.samples, counts, strict=False)))
+    channel = parts.session.backend_channel
+    if source.telling and channel is not None:
+        # QEMU may wait for the rest of a message, under its big lock.
+        channel.recover()
+        parts.balloon.space.changed = True
+
+
+def _note_deaths(parts: Parts, source: Record, record: Record, *, blamed: bool) -> None:
+    """Count a death against the chains that the predecessor had in hand."""
+    for index, position in _bases(parts).items():
+        known = source.in_hand(index)
+        if known is not None and known.position == position:
+            record.note_in_hand(index, InHand(position, known.deaths + blamed))
+    parts.balloon.judge_deaths()
+
+
+def _bases(parts: Parts) -> Mapping[int, int]:
+    return {index: ring.queue.base for index, ring in parts.balloon.rings.started.items()}
+
+
+def _close_the_rest(parts: Parts, estate: Estate) -> None:
+    """Close what came with a message that did not take effect, and the records: their mappings have descriptors of their own."""
+    held = parts.session.held()
+    close_all(fd for token, fd in estate.known.items() if token not in held)
+    close_all(fd for fd in (estate.record, estate.source) if fd is not None)
