@@ -330,12 +330,16 @@ class Balloon:
     def _hold(self, index: int, ring: Ring, chain: Chain) -> Step:
         """Keep the statistics buffer: returning it is how the device asks for fresh ones (5.5.6.3)."""
         position = ring.queue.next_available - 1 & _INDEX_MASK
-        if not _is_behind(position, ring.answered_to):
+        if _is_behind(position, ring.answered_to):
+            ring.counts.clear()
+        else:
             self.statistics.take(chains.statistics(self.memory, chain))
+            self.metrics.merge(ring.counts)
         previous = ring.held
         step = Step(returned=False, more=True) if previous is None else self._finish(index, ring, previous)
         ring.job, ring.held, ring.held_at = None, chain.head, position
         self.journal.changed()
+        self.journal.survived(index, position)
         return step
 
     def _job(self, head: int, cause: Cause, spans: list[Span]) -> Job:

@@ -31,6 +31,9 @@ class Journal:
         """A ring's chain at this available index is about to be taken. Returns how many workers died with it."""
         return 0
 
+    def survived(self, index: int, position: int) -> None:
+        """A chain that was taken up and is held has done no harm."""
+
     def put_back(self, index: int, used: int) -> None:
         """A chain is about to be returned: used will be the ring's used index."""
 
@@ -72,8 +75,12 @@ class RecordJournal(Journal):
         known = self._record.in_hand(index)
         if known is not None and known.position == position:
             return known.deaths
-        self._record.note_in_hand(index, InHand(position, 0))
+        self.survived(index, position)
         return 0
+
+    def survived(self, index: int, position: int) -> None:
+        """A chain that was taken up and is held has done no harm."""
+        self._record.note_in_hand(index, InHand(position, 0))
 
     def put_back(self, index: int, used: int) -> None:
         """A chain is about to be returned: used will be the ring's used index."""

@@ -6,7 +6,6 @@ Used by worker.py, once, before it serves.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from hostdev import snapshot
 from hostdev.errors import BalloonError
@@ -56,16 +55,12 @@ def _restore(parts: Parts, image: snapshot.Image, estate: Estate, source: Record
 
 
 def _note_deaths(parts: Parts, source: Record, record: Record, *, blamed: bool) -> None:
-    """Count a death against the chains that the predecessor had in hand."""
-    for index, position in _bases(parts).items():
-        known = source.in_hand(index)
-        if known is not None and known.position == position:
+    """Count a death against the chains that the predecessor had in hand. One that it only held is none."""
+    for index, ring in parts.balloon.rings.started.items():
+        known, position = source.in_hand(index), ring.queue.base
+        if known is not None and known.position == position != ring.answered_to:
             record.note_in_hand(index, InHand(position, known.deaths + blamed))
     parts.balloon.judge_deaths()
-
-
-def _bases(parts: Parts) -> Mapping[int, int]:
-    return {index: ring.queue.base for index, ring in parts.balloon.rings.started.items()}
 
 
 def _close_the_rest(parts: Parts, estate: Estate) -> None:

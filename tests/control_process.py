@@ -129,6 +129,11 @@ class QmpSocket:
         if negotiate:
             assert self.execute("qmp_capabilities") == {"return": {}}
 
+    @property
+    def has_message(self) -> bool:
+        """True if one has been received and not been taken."""
+        return b"\n" in self._data
+
     def message(self) -> dict[str, Any]:
         """Receive one message. Raises EOFError when the other side has closed."""
         while b"\n" not in self._data:
