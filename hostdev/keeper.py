@@ -134,7 +134,8 @@ class Keeper:
         return any(place.guest is not None or place.acceptor is not None for place in self.places.values())
 
     def _turn(self) -> None:
-        for key, _events in self._selector.select(self._timeout()):
+        # A look more when time is up: what came at that moment, such as that we were stopped ourselves, is heard first.
+        for key, _events in self._selector.select(self._timeout()) or self._selector.select(0):
             try:
                 key.data()
             except Exception:
@@ -144,8 +145,11 @@ class Keeper:
                 guest.tick()
             except Exception:
                 log.exception("unexpected error in the keeper")
-        if self._term_at is not None and (not self._guests or time.monotonic() >= self._term_at):
-            self._stopping = True
+        if self._term_at is not None and not self._stopping:
+            if not self._guests:
+                self._stopping = True
+            elif time.monotonic() >= self._term_at:
+                self.end_now(f"waited {self._term_seconds:g} s")
 
     def _timeout(self) -> float | None:
         """Seconds until something is to be done without being called; None for as long as it takes."""

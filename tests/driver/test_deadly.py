@@ -1,0 +1,281 @@
+"""What kills or hangs every worker that meets it: it is passed over in the end, and the front end gets its answers.
+
+The faults are put into the device before it is forked: a release that kills or hangs, a message that does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hostdev import guest, worker
+from hostdev.balloon import MAX_DEADLY
+from hostdev.discard import Discarder
+from hostdev.driver import Buffer
+from hostdev.fds import Fd
+from hostdev.frontend import Frontend, start_device
+from hostdev.memory import Region
+from hostdev.session import Session
+from hostdev.wire import vhost_user as wire
+from hostdev.wire.balloon import PFN_STRUCT, Role
+from hostdev.wire.vhost_user import Request
+from tests.device_program import program, serves, wait_ended, wait_for, works
+from tests.in_process import MIB, PAGE
+
+DEADLY = 16 * MIB
+
+
+def die(*_arguments: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(*_arguments: object) -> None:
+    """As a process does that waits for what never comes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    select.poll().poll()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Successors do not wait their turn, and nobody's last words are of interest."""
+    monkeypatch.setattr(guest, "STARTS_SECONDS", 0.0)
+    monkeypatch.setattr(logging.getLogger("hostdev"), "level", logging.CRITICAL)
+
+
+def deadly_release(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> None:
+    release = Discarder.release
+
+    def released(self: Discarder, region: Region, offset: int, length: int) -> None:
+        if offset >= DEADLY:
+            act()
+        release(self, region, offset, length)
+
+    monkeypatch.setattr(Discarder, "release", released)
+
+
+def offer(front: Frontend, address: int) -> int:
+    """Report a page. Returns the used length, once it is answered."""
+    ring = front.rings[Role.REPORTING]
+    front.memory.write(address, b"\xaa" * PAGE)
+    return ring.wait_used(ring.offer([Buffer(address, PAGE, writable=True)]))
+
+
+def test_a_chain_that_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers die with it; then it is returned, nothing of it is released, and the next one is as ever."""
+    deadly_release(monkeypatch, die)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        assert offer(front, DEADLY) == 0
+        assert front.memory.read(DEADLY, PAGE) == b"\xaa" * PAGE
+        works(front)
+
+
+def test_chains_that_kill_on_two_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ring's is counted for itself, whichever of them it was that killed."""
+    deadly_release(monkeypatch, die)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        inflating, reporting = front.rings[Role.INFLATE], front.rings[Role.REPORTING]
+        front.memory.write(MIB, PFN_STRUCT.pack(DEADLY // PAGE))
+        heads = (
+            inflating.add([Buffer(MIB, 4)]),
+            reporting.add([Buffer(DEADLY + MIB, PAGE, writable=True)]),
+        )
+        inflating.notify()
+        reporting.notify()
+        assert inflating.wait_used(heads[0]) == reporting.wait_used(heads[1]) == 0
+        works(front)
+
+
+def test_several_chains_that_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have in common is us: the device becomes inert, and stays so for every worker to come."""
+    deadly_release(monkeypatch, die)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        for number in range(MAX_DEADLY):
+            assert offer(front, DEADLY + number * MIB) == 0
+        for _ in range(2):
+            assert offer(front, 8 * MIB) == 0
+            assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
+            os.kill(device.workers()[0], signal.SIGKILL)
+
+
+def test_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has sent a message, so nobody waits for an answer: the worker itself has its time."""
+    monkeypatch.setattr(worker, "TURN_SECONDS", 0.2)
+    deadly_release(monkeypatch, hang)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        assert offer(front, DEADLY) == 0
+        assert front.memory.read(DEADLY, PAGE) == b"\xaa" * PAGE
+        works(front)
+
+
+def test_a_message_meets_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered by a successor; QEMU holds its big lock for as long as that takes."""
+    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.3)
+    deadly_release(monkeypatch, hang)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        ring = front.rings[Role.REPORTING]
+        head = ring.offer([Buffer(DEADLY, PAGE, writable=True)])
+        for _ in range(4):
+            assert front.read_config().num_pages == 0
+        assert ring.wait_used(head) == 0
+
+
+@pytest.mark.parametrize("act", [die, hang])
+def test_a_message_that_kills(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> None:
+    """Three workers die with it; then it is refused unread, once, and the device releases nothing any more."""
+    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(Session, "_get_queue_num", act)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.request(Request.SET_PROTOCOL_FEATURES, wire.U64(0x8208 | 1))
+        assert front.request(Request.GET_QUEUE_NUM) == 0
+        front.request(Request.GET_FEATURES)
+        assert front.request(Request.GET_QUEUE_NUM) == 0
+        front.connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            front.connection.recv(1)
+
+
+# Stopped
+
+
+@pytest.mark.parametrize("has_message", [False, True])
+def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch, has_message: bool) -> None:
+    """Noticed though nothing is asked of it: its guest waits for an answer that would not come."""
+    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.3)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        (worker,) = device.workers()
+        with Fd(os.pidfd_open(worker)) as ended:
+            os.kill(worker, signal.SIGSTOP)
+            ring = front.rings[Role.REPORTING]
+            head = ring.offer([Buffer(8 * MIB, PAGE, writable=True)])
+            if has_message:
+                assert front.read_config().num_pages == 0
+            assert ring.wait_used(head) == 0
+            wait_ended(ended)
+        assert device.workers() != [worker]
+
+
+def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        (worker,) = device.workers()
+        os.kill(worker, signal.SIGSTOP)
+        wait_for(lambda: _state(worker) == "T", "the stop")
+        os.kill(worker, signal.SIGCONT)
+        works(front)
+        assert device.workers() == [worker]
+
+
+def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-Z does: when it goes on, nobody is late, however long it took."""
+    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.2)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        (worker,) = device.workers()
+        for pid in (worker, device.pid):
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: _state(device.pid) == "T" == _state(worker), "the stop")
+        front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
+        end = time.monotonic() + 0.4
+        wait_for(lambda: time.monotonic() > end, "twice the time that a worker has")
+        for pid in (worker, device.pid):
+            os.kill(pid, signal.SIGCONT)
+        assert front.receive()[0].request == Request.GET_FEATURES
+        works(front)
+        assert device.workers() == [worker]
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Those that cannot even begin
+
+
+def test_workers_that_die_before_they_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A few a second are started, for as long as it takes; what waits is answered when one of them lives."""
+    monkeypatch.setattr(guest, "STARTS_SECONDS", 0.2)
+    healed, births = tmp_path / "healed", tmp_path / "births"
+    start = worker.start
+
+    def stillborn(*arguments: object) -> int:
+        if not healed.exists():
+            with births.open("a") as file:
+                file.write(".")
+            die()
+        return start(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "start", stillborn)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
+        begun = time.monotonic()
+        wait_for(lambda: births.exists() and births.stat().st_size >= 12, "twelve deaths")
+        # 5 at once, then 5 in each 0.2 s.
+        assert time.monotonic() - begun > 0.3
+        healed.touch()
+        assert front.receive()[0].request == Request.GET_FEATURES
+        front.start()
+        assert offer(front, 8 * MIB) == 0
+        # So many deaths in a row say that something is wrong with us.
+        assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
+
+
+# The end, with a VM that lives
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "balloon.sock"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_told_to_end_it_waits_for_the_front_end(path: Path) -> None:
+    """Inert, workers to come included, and nobody else is let in; it ends when the front end has gone."""
+    with program(path) as device:
+        with Frontend(device.connect()) as front:
+            front.start()
+            device.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not path.exists(), "the socket's removal")
+            for _ in range(2):
+                assert offer(front, 8 * MIB) == 0
+                assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
+                os.kill(device.worker(), signal.SIGKILL)
+            front.read_config()
+        status, said = device.wait()
+    assert (status, "Traceback" in said) == (0, False)
+    assert "QEMU does not survive that its device goes" in said
+
+
+@pytest.mark.parametrize("options", [("--term-timeout=0.3",), ("--term-timeout=0",), ("--on-term=now",)])
+def test_it_does_not_wait_for_ever(path: Path, options: tuple[str, ...]) -> None:
+    with program(path, *options) as device, Frontend(device.connect()) as front:
+        front.start()
+        status, said = device.end()
+    assert (status, "Traceback" in said) == (0, False)
+    assert "ending while a front end is connected" in said
+
+
+def test_a_second_signal_ends_it_at_once(path: Path) -> None:
+    with program(path) as device, Frontend(device.connect()) as front:
+        front.start()
+        device.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not path.exists(), "the socket's removal")
+        assert device.end(signal.SIGINT)[0] == 0
+
+
+def test_without_a_front_end_it_ends_at_once(path: Path) -> None:
+    with program(path) as device:
+        serves(device.connect())
+        assert device.end()[0] == 0
