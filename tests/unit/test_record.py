@@ -1,0 +1,270 @@
+"""The record: whole at any moment, read across versions, refused when it cannot be; and what is put into it comes out."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from hostdev import record as module
+from hostdev import snapshot
+from hostdev.driver import Buffer
+from hostdev.errors import RecordError
+from hostdev.fds import Fd
+from hostdev.journal import RecordJournal, recall
+from hostdev.metrics import Metrics
+from hostdev.record import MAX_COUNTERS, RECORD_SIZE, STATE_SIZE, Record, make_record, read_header
+from hostdev.snapshot import Done, Parts
+from hostdev.target import Target
+from hostdev.wire import record as wire
+from hostdev.wire.balloon import STATISTIC_STRUCT, Config, Role
+from hostdev.wire.record import NO_RING, InHand, Tag, TallyHeader
+from tests.in_process import MIB, InProcess
+
+
+@pytest.fixture
+def fd() -> Iterator[Fd]:
+    with make_record() as fd:
+        yield fd
+
+
+@pytest.fixture
+def record(fd: Fd) -> Iterator[Record]:
+    record = Record(fd)
+    yield record
+    record.close()
+
+
+# Images
+
+
+def test_the_last_image_counts(fd: Fd, record: Record) -> None:
+    assert record.state == b""
+    for image in (b"one", b"two, longer", b"3", b""):
+        record.write_state(image)
+        assert record.state == image
+        other = Record(fd)
+        assert other.state == image
+        other.close()
+
+
+def test_what_is_written_does_not_touch_what_counts(fd: Fd, record: Record) -> None:
+    """Killed anywhere before the one store that makes an image count, it is the old one that is found."""
+    record.write_state(b"old")
+    before = os.pread(fd.fileno(), RECORD_SIZE, 0)
+    record.write_state(b"new")
+    after = os.pread(fd.fileno(), RECORD_SIZE, 0)
+    header = read_header(fd)
+    changed = [at for at in range(RECORD_SIZE) if before[at] != after[at]]
+    word = header.words_at + 8 * wire.Word.STATE
+    places = [at for at in changed if at != word]
+    for cut in range(len(places) + 1):
+        torn = bytearray(before)
+        for at in places[:cut]:
+            torn[at] = after[at]
+        with Fd(os.memfd_create("torn")) as copy:
+            os.write(copy.fileno(), torn)
+            found = Record(copy)
+            assert found.state == b"old"
+            found.close()
+    assert word in changed
+    assert all(at >= header.state_at for at in places)
+
+
+def test_an_image_that_has_no_room_is_refused(record: Record) -> None:
+    record.write_state(bytes(STATE_SIZE - wire.LENGTH_STRUCT.size))
+    with pytest.raises(RecordError, match="room"):
+        record.write_state(bytes(STATE_SIZE - wire.LENGTH_STRUCT.size + 1))
+    assert len(record.state) == STATE_SIZE - wire.LENGTH_STRUCT.size
+
+
+def test_both_tallies_are_there(record: Record) -> None:
+    assert record.tallies() == []
+    for number in range(4):
+        record.write_tally(TallyHeader(number, NO_RING, 0, 2), struct.pack("<QQ", number, 7))
+    assert record.tallies() == [
+        (TallyHeader(3, NO_RING, 0, 2), (3, 7)),
+        (TallyHeader(2, NO_RING, 0, 2), (2, 7)),
+    ]
+
+
+def test_as_many_counters_as_there_may_be(record: Record) -> None:
+    counters = struct.pack(f"<{MAX_COUNTERS}Q", *range(MAX_COUNTERS))
+    record.write_tally(TallyHeader(1, 255, 65535, MAX_COUNTERS), counters)
+    assert record.tallies()[0][1] == tuple(range(MAX_COUNTERS))
+
+
+def test_words(fd: Fd, record: Record) -> None:
+    assert record.in_hand(4) is None
+    record.note_in_hand(4, InHand(65535, 3))
+    record.telling = True
+    other = Record(fd)
+    assert (other.in_hand(4), other.in_hand(3), other.telling) == (InHand(65535, 3), None, True)
+    other.close()
+
+
+# Which counters count
+
+
+def test_counters_of_a_chain_that_was_not_returned_do_not_count(record: Record) -> None:
+    record.write_tally(TallyHeader(5, NO_RING, 0, 1), struct.pack("<Q", 1))
+    record.write_tally(TallyHeader(5, 4, 10, 1), struct.pack("<Q", 2))
+    assert recall(record, 5, {4: 10}) == (2,)
+    assert recall(record, 5, {4: 9}) == (1,)
+
+
+def test_counters_of_a_message_that_did_not_take_effect_do_not_count(record: Record) -> None:
+    record.write_tally(TallyHeader(5, NO_RING, 0, 1), struct.pack("<Q", 1))
+    record.write_tally(TallyHeader(6, NO_RING, 0, 1), struct.pack("<Q", 2))
+    assert recall(record, 6, {}) == (2,)
+    assert recall(record, 5, {}) == (1,)
+
+
+def test_no_counters_at_all(record: Record) -> None:
+    assert recall(record, 0, {}) == ()
+
+
+def test_a_journal_writes_nothing_before_it_knows_what_there_was(record: Record) -> None:
+    journal = RecordJournal(record, Metrics(), lambda: b"state")
+    journal.changed()
+    assert (record.state, record.tallies()) == (b"", [])
+    journal.handled(3)
+    assert (record.state, record.tallies()[0][0].number) == (b"state", 3)
+
+
+# Versions
+
+
+def write_header(fd: Fd, **changes: object) -> None:
+    header = {name: getattr(read_header(fd), name) for name in wire.RecordHeader.__slots__}
+    os.pwrite(fd.fileno(), wire.RECORD_HEADER.encode(wire.RecordHeader(**(header | changes))), 0)
+
+
+def test_a_newer_version_that_can_be_read(fd: Fd) -> None:
+    write_header(fd, version=wire.VERSION + 1)
+    record = Record(fd)
+    record.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"readable_by": wire.VERSION + 1, "version": wire.VERSION + 1}, "cannot read"),
+        ({"magic": b"vubtrace"}, "damaged"),
+        ({"state_size": RECORD_SIZE}, "cut short"),
+        ({"tally_at": 1 << 31}, "cut short"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(fd: Fd, changes: dict[str, object], message: str) -> None:
+    write_header(fd, **changes)
+    with pytest.raises(RecordError, match=message):
+        read_header(fd)
+
+
+def test_an_empty_file_is_refused() -> None:
+    with Fd(os.memfd_create("empty")) as fd, pytest.raises(RecordError, match="cut short"):
+        read_header(fd)
+
+
+def test_fields_and_sections_of_other_versions() -> None:
+    """A field that is not there yet is 0; one that is not known yet, or a section, is passed over; a cut end is left out."""
+    section = wire.section
+    device = wire.DEVICE_STRUCT.pack(*range(1, 13))
+    image = (
+        section(Tag.SESSION, wire.SESSION_STRUCT.pack(1, 2, 3, 4, 0) + b"and more")
+        + wire.SECTION_STRUCT.pack(999, 5)
+        + b"later"
+        + section(Tag.DEVICE, device[:12])
+        + section(Tag.STATISTICS, b"")[:3]
+    )
+    parsed = snapshot.parse(image)
+    assert parsed.session == (1, 2, 3, 4, 0)
+    assert parsed.device[:3] == (1, 2, 3)
+    assert set(parsed.device[3:]) == {0}
+    assert parsed.statistics == (0, 0, 0, 0)
+
+
+def test_an_image_without_the_main_thing() -> None:
+    with pytest.raises(RecordError, match="damaged"):
+        snapshot.parse(wire.section(Tag.INERT, b"why"))
+
+
+# A device, gathered and put back
+
+
+def parts_of(guest: InProcess) -> Parts:
+    return Parts(guest.session, guest.balloon, guest.commands, guest.metrics)
+
+
+def descriptors(guest: InProcess) -> dict[int, Fd]:
+    """What the keeper would have kept: a copy of each, by its token."""
+    own = [region.fd for region in guest.session.memory.regions]
+    for ring in guest.session.rings:
+        own += [fd for fd in (ring.kick, ring.call, ring.error) if fd is not None]
+    for number, fd in enumerate(own, 1):
+        fd.token = number
+    return {fd.token: Fd(os.dup(fd.fileno()), fd.token) for fd in own}
+
+
+@pytest.mark.parametrize("percent", [None, 50])
+def test_a_device_put_back_is_the_same(percent: int | None) -> None:
+    with InProcess() as guest, InProcess(memory=guest.memory) as other:
+        guest.start()
+        guest.write_config(Config(0, 77, 0, 0))
+        guest.command("set-target", size=60 * MIB)
+        guest.command("qom-set", path="balloon0", property="guest-stats-polling-interval", value=9)
+        guest.command("inhibit")
+        guest.memory.write(MIB, STATISTIC_STRUCT.pack(4, 99) + STATISTIC_STRUCT.pack(55, 1))
+        guest.rings[Role.STATISTICS].offer([Buffer(MIB, 20)])
+        guest.run(Role.STATISTICS)
+        guest.rings[Role.REPORTING].offer([Buffer(8 * MIB, MIB, writable=True)])
+        guest.run(Role.REPORTING)
+        guest.balloon.begin_hinting()
+        guest.balloon.end_hinting()
+        if percent is not None:
+            guest.balloon.space.pending = Target(percent=percent)
+        guest.balloon.make_inert("for once")
+        held = descriptors(guest)
+        image = snapshot.gather(parts_of(guest), Done(12, b"reply", closing=True))
+        parsed = snapshot.parse(image)
+        snapshot.restore(parts_of(other), parsed, held)
+        other.metrics.restore(guest.metrics.samples)
+        assert parsed.done == Done(12, b"reply", closing=True)
+        assert snapshot.gather(parts_of(other), parsed.done) == image
+        assert other.session.held() == tuple(token for token in guest.session.held() if token)
+        assert other.balloon.statistics.named() == guest.balloon.statistics.named()
+        assert other.balloon.config == guest.balloon.config
+        # The statistics buffer is held again, and says nothing new.
+        updates = other.balloon.statistics.updates
+        other.run(Role.STATISTICS)
+        _index, ring = other.balloon.rings.find(Role.STATISTICS) or pytest.fail("no ring")
+        assert ring.held is not None
+        assert other.balloon.statistics.updates == updates
+
+
+def test_a_descriptor_that_is_missing_is_named() -> None:
+    with InProcess() as guest, InProcess() as other:
+        guest.start()
+        held = descriptors(guest)
+        image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
+        held.pop(1).close()
+        with pytest.raises(KeyError):
+            snapshot.restore(parts_of(other), image, held)
+        for fd in held.values():
+            fd.close()
+
+
+def test_the_largest_state_there_can_be_has_room() -> None:
+    """32 regions, 5 rings, 256 statistics, the longest reply and names for every counter."""
+    size = (
+        32 * (4 + wire.REGION_STRUCT.size)
+        + 5 * (4 + wire.RING_STRUCT.size)
+        + 4 + 256 * STATISTIC_STRUCT.size
+        + 4 + 12 + 12 + 256
+        + 4 + MAX_COUNTERS * 80
+        + 1024
+    )  # fmt: skip
+    assert size <= STATE_SIZE
+    assert 4 + wire.TALLY_STRUCT.size + 8 * MAX_COUNTERS <= module.TALLY_SIZE
