@@ -24,12 +24,12 @@ from hostdev import chains
 from hostdev.config_space import ConfigSpace
 from hostdev.discard import Discarder
 from hostdev.errors import ChainError, RingError
-from hostdev.giver import SLICE_BYTES, Giver, whole_pages
+from hostdev.giver import SLICE_BYTES, Giver
 from hostdev.hinting import Hinting
+from hostdev.jobs import Jobs
 from hostdev.journal import Journal
 from hostdev.memory import MemoryTable
 from hostdev.metrics import Metrics, worth_logging
-from hostdev.pages import Span, spans_of_pfns
 from hostdev.rings import Job, Ring, Rings, Step
 from hostdev.statistics import Statistics
 from hostdev.trace import Tracer
@@ -73,6 +73,7 @@ class Balloon:
         self.giver = Giver(self.discarder, self.metrics, self.trace)
         self.statistics = Statistics(self.clock, self.wall_clock)
         self.hinting = Hinting(self.clock)
+        self._jobs = Jobs(self.metrics, self.hinting)
         self.space = ConfigSpace(lambda: self.hinting.shown_id)
         self.has_all_memory = False
 
@@ -268,20 +269,10 @@ class Balloon:
             self.metrics.add("buffers_total", len(chain.descriptors), role.name.lower())
         if role is Role.STATISTICS:
             return self._hold(index, ring, chain)
-        ring.job = self._work(role, chain)
+        ring.job = self._jobs.of(role, chain, self.memory)
+        if self.hinting.is_over():
+            self.end_hinting()
         return self._continue(index, ring)
-
-    def _work(self, role: Role | None, chain: Chain) -> Job:
-        """Turn a chain into what is to be given back for it, often nothing."""
-        if role is Role.REPORTING:
-            return self._job(chain.head, Cause.REPORT, chains.reported(chain))
-        if role is Role.INFLATE:
-            return self._job(chain.head, Cause.INFLATE, spans_of_pfns(self._pfns(chain)))
-        if role is Role.DEFLATE:
-            self.metrics.add("deflated_pages_total", len(self._pfns(chain)))
-        if role is Role.FREE_PAGE_HINT:
-            self._hint(chain)
-        return Job(chain.head, Cause.NONE, iter(()))
 
     def _continue(self, index: int, ring: Ring) -> Step:
         """Give back one slice of the job; put the chain back when nothing is left of it."""
@@ -310,23 +301,6 @@ class Balloon:
         ring.queue.put(head)
         return Step(returned=True, more=True)
 
-    # What the chains of each queue mean
-
-    def _pfns(self, chain: Chain) -> tuple[int, ...]:
-        if chains.has_too_many(chain):
-            self._count_guest_error("pfn-limit")
-        return chains.page_frame_numbers(self.memory, chain)
-
-    def _hint(self, chain: Chain) -> None:
-        """Count hints. They are answered and never released: the guest may take such pages back at any moment."""
-        value = chains.command_id(self.memory, chain)
-        if value is not None:
-            self.hinting.take_id(value)
-        for size in chains.hinted(self.memory, chain):
-            self.hinting.take_block(size)
-        if self.hinting.is_over():
-            self.end_hinting()
-
     def _hold(self, index: int, ring: Ring, chain: Chain) -> Step:
         """Keep the statistics buffer: returning it is how the device asks for fresh ones (5.5.6.3)."""
         position = ring.queue.next_available - 1 & _INDEX_MASK
@@ -341,10 +315,6 @@ class Balloon:
         self.journal.changed()
         self.journal.survived(index, position)
         return step
-
-    def _job(self, head: int, cause: Cause, spans: list[Span]) -> Job:
-        named = (part for span in spans for part in self.memory.split(*span))
-        return Job(head, cause, (piece for part in named for piece in whole_pages(part)))
 
     def _count_guest_error(self, kind: str) -> int:
         return self.metrics.add("guest_errors_total", 1, kind)

@@ -538,7 +538,7 @@ def test_inert_is_said_once(guest: InProcess, caplog: pytest.LogCaptureFixture) 
     ]
 
 
-@pytest.mark.parametrize("where", ["_work", "give"])
+@pytest.mark.parametrize("where", ["of", "give"])
 def test_an_error_of_ours_loses_no_chain(
     guest: InProcess, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -549,7 +549,7 @@ def test_an_error_of_ours_loses_no_chain(
 
     head = guest.rings[REPORTING].add([offered(FREE, MIB)])
     with monkeypatch.context() as patch:
-        patch.setattr(guest.balloon if where == "_work" else guest.balloon.giver, where, fail)
+        patch.setattr(guest.balloon._jobs if where == "of" else guest.balloon.giver, where, fail)
         with pytest.raises(ZeroDivisionError):
             guest.step(REPORTING)
     guest.balloon.make_inert("an error of ours")
