@@ -24,8 +24,10 @@ from hostdev import fds, worker
 from hostdev.control_link import ControlLink
 from hostdev.estate import Estate
 from hostdev.incoming import Incoming
+from hostdev.message_end import MAX_MESSAGE_DEATHS
 from hostdev.metrics import worth_logging
 from hostdev.wire.channel import Answer, Frame, ToKeeper, ToWorker, token
+from hostdev.wire.layout import LayoutError
 from hostdev.worker_link import WorkerLink
 
 log = logging.getLogger(__name__)
@@ -150,8 +152,10 @@ class Guest:
         """Give the worker the message that was not answered."""
         message = self._message
         if message is not None and self._link is not None:
-            frame = Frame(ToWorker.MESSAGE, message.deaths, message.number, message.data)
-            self._link.give(frame, self.estate.arrived)
+            deaths = min(message.deaths, MAX_MESSAGE_DEATHS)
+            self._link.give(
+                Frame(ToWorker.MESSAGE, deaths, message.number, message.data), self.estate.arrived
+            )
             self._overdue = time.monotonic() + ANSWER_SECONDS
 
     def make_inert(self, why: str) -> None:
@@ -168,7 +172,7 @@ class Guest:
             self._take(link.take())
         except BlockingIOError:
             pass
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionResetError, LayoutError):
             # It has died, or else it is of no use: either way its end is what comes next.
             self._unwatch(link.channel)
             link.kill()
@@ -191,9 +195,10 @@ class Guest:
         while self.is_served:
             try:
                 self._take(link.take())
-            except (EOFError, ConnectionResetError, BlockingIOError):
+            except (EOFError, ConnectionResetError, BlockingIOError, LayoutError):
                 break
-        well = link.bury()
+        # A guest that has its workers die is not to fill the log.
+        well = link.bury(expected=self.is_served and not worth_logging(self.restarts + 1))
         if not self.is_served:
             self.ended_well = well
             self._finish()

@@ -267,8 +267,13 @@ class Keeper:
             self._control,
             lambda guest: self._note_end(place, guest),
         )
+        try:
+            place.guest = Guest(connection, setting)
+        except OSError as error:
+            log.error("a front end is turned away: no record can be made for it: %s", error.strerror)  # noqa: TRY400
+            connection.close()
+            return
         log.info("front end connected")
-        place.guest = Guest(connection, setting)
         place.guest.begin()
 
     def _note_end(self, place: Place, guest: Guest) -> None:

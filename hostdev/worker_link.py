@@ -6,6 +6,7 @@ waits. What a worker does is worker.py's, what is said to it wire/channel.py's; 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import time
@@ -49,14 +50,15 @@ class WorkerLink:
         self._stopped_since: float | None = None
 
     def give(self, frame: Frame, descriptors: Sequence[fds.Fd] = ()) -> None:
-        """Send it a frame. One that has died takes none: its end is seen by the pidfd."""
-        try:
+        """Send it a frame. What it does not take its successor will: its end is seen, or that it does not answer."""
+        with contextlib.suppress(OSError):  # it has died, or the host has no room for descriptors under way
             fds.send(self.channel, FRAME.encode(frame), descriptors)
-        except (BrokenPipeError, ConnectionResetError):
-            return
 
     def take(self) -> Answer:
-        """Take what it says. Raises BlockingIOError if there is nothing, EOFError if there will be nothing any more."""
+        """Take what it says.
+
+        Raises BlockingIOError if there is nothing, EOFError if there will be nothing any more, LayoutError for nonsense.
+        """
         try:
             data, _none = fds.receive(self.channel, MAX_DATAGRAM)
         except ConnectionResetError:
