@@ -108,6 +108,7 @@ class Worker:
 
     def take_over(self, start: Start) -> None:
         """Go on where a predecessor was killed, if there was one, and say that this worker serves."""
+        signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS)
         self._messages.done = succeed(self._parts, self._estate, self._record, blamed=start.blamed)
         if start.why_inert:
             self.balloon.make_inert(start.why_inert)

@@ -126,3 +126,36 @@ def test_no_wake_up_is_lost_whoever_reads_when(pair: tuple[BackendChannel, socke
             assert poll.poll(5000)
         channel.finish(has_stopped=False)
     reader.join()
+
+
+CHANGE = wire.message(BackendRequest.CONFIG_CHANGE_MSG, 0, b"")
+
+
+@pytest.mark.parametrize("sent", [b"", CHANGE[:1], CHANGE], ids=["nothing", "first part", "both parts"])
+def test_a_stream_that_a_dead_process_left_is_brought_into_step(
+    pair: tuple[BackendChannel, socket.socket], sent: bytes
+) -> None:
+    """However far it had come, what is sent makes whole messages of it that nobody knows, and the next one is read as such."""
+    channel, theirs = pair
+    channel._socket.sendall(sent)
+    channel.recover()
+    if not channel.was_taken():
+        stream = theirs.recv(64)
+    assert channel.begin()
+    stream += theirs.recv(64)
+    channel.finish(has_stopped=False)
+    stream += theirs.recv(64)
+    messages = []
+    while stream:
+        header = wire.HEADER.decode(stream[: wire.HEADER_SIZE])
+        assert not header.flags & (wire.FLAG_NEED_REPLY | wire.FLAG_REPLY)
+        assert header.flags & wire.VERSION_MASK == wire.VERSION
+        assert header.size <= 1
+        messages.append(header.request)
+        assert len(stream) >= wire.HEADER_SIZE + header.size
+        stream = stream[wire.HEADER_SIZE + header.size :]
+    change = [BackendRequest.CONFIG_CHANGE_MSG]
+    *before, unknown, last = messages
+    assert before == (change if sent == CHANGE else [])
+    assert unknown > 1 << 16
+    assert [last] == change
