@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--term-timeout",
-        type=_seconds,
+        type=seconds,
         default=TERM_SECONDS,
         metavar="SECONDS",
         help=f"how long to wait then, default: {TERM_SECONDS:g}",
@@ -210,7 +210,8 @@ def _own(path: Path | None, name: str) -> Path | None:
     return None if path is None else path.with_stem(f"{path.stem}.{name}")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a finite number, 0 and up; named as argparse's error has it. Raises ValueError."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError(text)

@@ -141,11 +141,31 @@ def test_somebody_elses_socket(foreign: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--discard=everything", "--log-level=loud", "--no-such-option", "--soc=x"]
+    "option",
+    [
+        "--discard=everything",
+        "--log-level=loud",
+        "--no-such-option",
+        "--soc=x",
+        "--on-term=never",
+        "--term-timeout=-1",
+        "--term-timeout=inf",
+        "--term-timeout=nan",
+        "--term-timeout=soon",
+    ],
 )
 def test_unknown_options_and_values(tmp_path: Path, option: str) -> None:
     assert_refused(run(f"--socket-path={tmp_path}/socket", option))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_guests_of_one_name(tmp_path: Path) -> None:
+    """Their metrics and traces would be one file, and nobody could say which is meant."""
+    (tmp_path / "other").mkdir()
+    paths = [f"--socket-path={tmp_path}/vm.sock", f"--socket-path={tmp_path}/other/vm.sock"]
+    assert_refused(run(*paths), "choose another name for the socket")
+    assert not (tmp_path / "vm.sock").exists()
+    assert not (tmp_path / "other" / "vm.sock").exists()
 
 
 def test_the_choices_are_plain_words(tmp_path: Path) -> None:
