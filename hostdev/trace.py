@@ -29,6 +29,8 @@ MAX_TRACE = 256 << 20
 MAX_PAYLOAD = 76
 # An indirect table may have more; the chain's first entries tell enough.
 MAX_ENTRIES = 1024
+# No record is longer: a chain of so many entries, 14 bytes each.
+MAX_RECORD = 16 << 10
 
 NO_RING = 255
 NO_ROLE = 255
@@ -75,6 +77,7 @@ class TraceFile(Tracer):
         header = self._begin() if size == 0 else self._continue(path)
         self._started = header.started
         self._used = header.used
+        self._is_full = False
         self._map(max(size, wire.TRACE_HEADER_SIZE))
 
     def _begin(self) -> wire.TraceHeader:
@@ -115,24 +118,25 @@ class TraceFile(Tracer):
         """Append one record: its bytes first, then the length that makes them count."""
         moment = max(0, time.time_ns() - self._started) // 1000
         end = self._used + wire.RECORD_HEADER_SIZE + len(payload)
-        if end > self._size and not self._grow(end):
+        if not self._has_room(end):
             return
         wire.RECORD_HEADER_STRUCT.pack_into(self._mapping, self._used, kind, ring, len(payload), moment)
         self._mapping[self._used + wire.RECORD_HEADER_SIZE : end] = payload
         self._length[0] = end
         self._used = end
 
-    def _grow(self, end: int) -> bool:
-        if self._size == MAX_TRACE:
+    def _has_room(self, end: int) -> bool:
+        """Say if a record may be written up to end. Whatever its size: or what is small would still be, and leave holes."""
+        if self._used > MAX_TRACE - MAX_RECORD:
+            if not self._is_full:
+                log.warning("the trace is full at %d MiB: nothing more is written to it", MAX_TRACE >> 20)
+            self._is_full = True
             return False
-        size = min(MAX_TRACE, -(-end // GROWTH) * GROWTH)
-        if end > size:
-            log.warning("the trace is full at %d MiB: nothing more is written to it", MAX_TRACE >> 20)
-            self._size = MAX_TRACE
-            return False
-        self._unmap()
-        os.ftruncate(self._fd, size)
-        self._map(size)
+        if end > self._size:
+            size = -(-end // GROWTH) * GROWTH
+            self._unmap()
+            os.ftruncate(self._fd, size)
+            self._map(size)
         return True
 
     # What happens

@@ -17,7 +17,7 @@ from hostdev.errors import SetupError
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
 from hostdev.metrics import Metrics
-from hostdev.trace import MAX_TRACE, TraceFile, begin_trace
+from hostdev.trace import MAX_ENTRIES, MAX_RECORD, MAX_TRACE, TraceFile, begin_trace
 from hostdev.wire import trace as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Role
 from hostdev.wire.trace import Cause, Kind
@@ -79,6 +79,7 @@ def test_a_later_writer_goes_on_and_begin_starts_anew(tmp_path: Path) -> None:
 def test_it_grows_and_then_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hostdev.trace.GROWTH", 256)
     monkeypatch.setattr("hostdev.trace.MAX_TRACE", 1024)
+    monkeypatch.setattr("hostdev.trace.MAX_RECORD", 100)
     assert MAX_TRACE > 1024
     trace = TraceFile(tmp_path / "t")
     for head in range(200):
@@ -86,7 +87,33 @@ def test_it_grows_and_then_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     trace.close()
     heads = [record.value.head for record in read_trace(tmp_path / "t")]
     assert heads == list(range(len(heads)))
-    assert len(heads) == (1024 - wire.TRACE_HEADER_SIZE) // (wire.RECORD_HEADER_SIZE + 2)
+    assert len(heads) == (1024 - 100 - wire.TRACE_HEADER_SIZE) // (wire.RECORD_HEADER_SIZE + 2) + 1
+
+
+def test_a_full_trace_has_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a record was left out, no smaller one is written after it, by this process or a later one."""
+    monkeypatch.setattr("hostdev.trace.GROWTH", 256)
+    monkeypatch.setattr("hostdev.trace.MAX_TRACE", 1024)
+    monkeypatch.setattr("hostdev.trace.MAX_RECORD", 100)
+    for _ in range(2):
+        trace = TraceFile(tmp_path / "t")
+        for number in range(100):
+            trace.fault(number, "x" * 60)
+            trace.answer(number, number)
+        trace.close()
+    told = [(record.ring, record.kind) for record in read_trace(tmp_path / "t")]
+    whole = [(number, kind) for number in range(100) for kind in (Kind.FAULT, Kind.ANSWER)]
+    assert told == whole[: len(told)]
+    assert len(told) > 10
+
+
+def test_the_longest_record_is_no_longer_than_that(tmp_path: Path) -> None:
+    trace = TraceFile(tmp_path / "t")
+    trace.chain(4, Role.REPORTING, 1, (Descriptor(MIB, MIB, 2, 0),) * (MAX_ENTRIES + 1))
+    trace.close()
+    used = (tmp_path / "t").stat().st_size - wire.TRACE_HEADER_SIZE
+    assert used == wire.RECORD_HEADER_SIZE + 3 + MAX_ENTRIES * wire.ENTRY_STRUCT.size
+    assert used <= MAX_RECORD
 
 
 @pytest.mark.parametrize("content", [b"something else entirely, and long enough for a header", b"short"])
