@@ -1,4 +1,4 @@
-"""The command balloonlab decode: a trace file as text that tells what happened, or as JSON lines.
+"""The command balloonlab decode: a trace file as text that tells what happened, as JSON lines, or judged.
 
 Reads only; a trace that is still being written, or whose writer was killed, is read as far as it goes.
 """
@@ -17,7 +17,8 @@ from balloonlab.errors import UsageError
 from balloonlab.options import Commands
 from balloonlab.progress import Progress
 from balloonlab.sizes import human
-from hostdev.errors import EXIT_PASS
+from balloonlab.trace_check import TraceCheck, violations
+from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
 from hostdev.trace import NO_RING, NO_ROLE
 from hostdev.wire import trace as wire
 from hostdev.wire.balloon import Role
@@ -115,18 +116,41 @@ def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("decode", help="print what a device wrote with --trace")
     parser.add_argument("file", type=Path, help="the trace")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON object a line")
+    how.add_argument(
+        "--check",
+        action="store_true",
+        help="print nothing but what breaks the device's promises: that it releases what a chain in hand names and "
+        "nothing else, and answers each chain once",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
-    """Print the trace."""
+    """Print the trace, or judge it."""
+    if options.check:
+        return judge(options.file, progress)
     for record in read_trace(options.file):
         if options.json:
             sys.stdout.write(json.dumps(_plain(record)) + "\n")
         else:
             progress.say(describe(record))
     return EXIT_PASS
+
+
+def judge(path: Path, progress: Progress) -> int:
+    """Say what of a trace breaks the device's promises, or that nothing does. Returns the exit status."""
+    check = TraceCheck()
+    found = violations(read_trace(path), check)
+    for one in found:
+        ring = "" if one.ring is None else f"ring {one.ring}: "
+        progress.say(f"record {one.number}: {ring}{one.text}")
+    progress.say(
+        f"{check.chains} chains returned, {human(check.released_bytes)} given back in {check.releases} pieces, "
+        f"{check.workers} worker processes: {len(found) or 'no'} violations"
+    )
+    return EXIT_CHECK_FAILED if found else EXIT_PASS
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -235,6 +235,7 @@ class Balloon:
         except ChainError as error:
             if worth_logging(self._count_guest_error(error.kind)):
                 log.warning("ring %d: %s; it is returned unused", index, error)
+            self.trace.fault(index, str(error))
             if ring.held is not None:
                 # In order, or the ring's base would name the wrong one of the two.
                 self._finish(index, ring, ring.held)

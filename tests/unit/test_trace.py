@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from balloonlab import cli
 from balloonlab.decode import Record, describe, read_trace
 from balloonlab.errors import UsageError
+from balloonlab.trace_check import violations
 from hostdev.balloon import Balloon
 from hostdev.discard import Discarder
 from hostdev.driver import Buffer
@@ -213,3 +215,33 @@ def test_a_release_is_traced_before_it_happens(tmp_path: Path) -> None:
         balloon.stop_ring(Role.REPORTING)
         trace.close()
     assert discarder.seen == [1, 2]
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_trace_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, kill: bool) -> None:
+    """A real one passes; with one entry of a chain moved it does not."""
+    path = tmp_path / "t"
+    report(path, kill=kill)
+    assert cli.main(["decode", "--check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 chains returned, 12 MiB given back in 4 pieces" in said
+    assert f"{1 + kill} worker processes: no violations" in said
+    named = wire.ENTRY_STRUCT.pack(16 * MIB, 2 * MIB, 2)
+    path.write_bytes(path.read_bytes().replace(named, wire.ENTRY_STRUCT.pack(24 * MIB, 2 * MIB, 2), 1))
+    assert cli.main(["decode", "--check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "ring 4: 0x1000000 + 0x200000 is in none of the buffers of a chain in hand" in said
+    assert "1 violations" in said
+
+
+def test_a_chain_that_cannot_be_used_is_faulted_before_it_is_returned(tmp_path: Path) -> None:
+    with start_device(Options(trace_file=tmp_path / "t")) as device, Frontend(device.connect()) as frontend:
+        frontend.start()
+        ring = frontend.rings[Role.REPORTING]
+        head = ring.add([Buffer(8 * MIB, MIB, writable=True)])
+        ring.write_descriptor(head, Descriptor(8 * MIB, MIB, 1, head))
+        ring.notify()
+        assert ring.wait_used(head) == 0
+    story = [record.kind for record in read_trace(tmp_path / "t") if record.ring == Role.REPORTING]
+    assert story == [Kind.RING_STARTED, Kind.FAULT, Kind.ANSWER, Kind.RING_STOPPED]
+    assert violations(read_trace(tmp_path / "t")) == []
