@@ -6,7 +6,6 @@ textfile collector (--metrics-file); no server here. Used by balloon.py and work
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -127,7 +126,8 @@ class Metrics:
     def write(self, path: Path) -> None:
         """Replace the file at path by the current samples; a reader sees the old or the new, never half."""
         self.gauges["worker_cpu_seconds"] = time.process_time()
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        # Always the same: a worker that is killed here leaves it behind, and its successor takes it.
+        fresh = path.with_name(f".{path.name}.new")
         try:
             fresh.write_text(self.exposition())
             fresh.replace(path)

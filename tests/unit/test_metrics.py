@@ -61,3 +61,12 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
 
 def test_log_lines_grow_with_the_logarithm() -> None:
     assert [count for count in range(1, 1001) if worth_logging(count)] == [2**n for n in range(10)]
+
+
+def test_what_a_killed_worker_left_half_written_is_taken_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.prom"
+    Metrics().write(path)
+    (tmp_path / ".metrics.prom.new").write_text("half")
+    Metrics().write(path)
+    assert path.read_text().startswith("# HELP")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.prom"]
