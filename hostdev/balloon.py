@@ -109,6 +109,7 @@ class Balloon:
 
     def start_ring(self, index: int, layout: RingLayout, base: int) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
+        self.journal.begin_ring(index)
         self.rings.start(index, layout, base, self.memory, self._features)
         self._note_memory()
 

@@ -34,6 +34,9 @@ class Journal:
     def survived(self, index: int, position: int) -> None:
         """A chain that was taken up and is held has done no harm."""
 
+    def begin_ring(self, index: int) -> None:
+        """A ring begins, at whatever index: none of its chains has been taken up."""
+
     def put_back(self, index: int, used: int) -> None:
         """A chain is about to be returned: used will be the ring's used index."""
 
@@ -81,6 +84,10 @@ class RecordJournal(Journal):
     def survived(self, index: int, position: int) -> None:
         """A chain that was taken up and is held has done no harm."""
         self._record.note_in_hand(index, InHand(position, 0))
+
+    def begin_ring(self, index: int) -> None:
+        """A ring begins, at whatever index: none of its chains has been taken up."""
+        self._record.forget_in_hand(index)
 
     def put_back(self, index: int, used: int) -> None:
         """A chain is about to be returned: used will be the ring's used index."""

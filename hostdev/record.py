@@ -140,6 +140,10 @@ class Record:
         word = wire.IN_HAND_STRUCT.pack(*chain, _PRESENT)
         self._words[Word.IN_HAND + index] = int.from_bytes(word, "little")
 
+    def forget_in_hand(self, index: int) -> None:
+        """Note that none of a ring's chains has been taken up."""
+        self._words[Word.IN_HAND + index] = 0
+
 
 def _tally(image: bytes) -> tuple[TallyHeader, tuple[int, ...]]:
     header = TallyHeader(*wire.TALLY_STRUCT.unpack_from(image))
