@@ -146,15 +146,15 @@ class DeviceProcess:
         return self._process.poll() if self._process is not None else None
 
     def pids(self) -> list[int]:
-        """Process ids of keeper and worker."""
+        """Process ids of the keeper and of its children at the moment: a worker that dies is replaced."""
         return [self.pid, *process.children(self.pid)]
 
     def cpu_seconds(self) -> float:
-        """User and system time of keeper and worker, their start included."""
-        return sum(process.cpu_seconds(pid) for pid in self.pids())
+        """User and system time of keeper and workers, their start included, and workers that were replaced."""
+        return process.family_seconds(self.pid)
 
     def proportional_bytes(self) -> int:
-        """PSS of keeper and worker."""
+        """PSS of all its processes."""
         return sum(process.proportional_bytes(pid) for pid in self.pids())
 
     def counters(self) -> Counters:
@@ -203,7 +203,7 @@ class DeviceProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End the device whatever it does. Its worker ends with the keeper's channel."""
+        """End the device whatever it does. Its workers end with their channels to the keeper."""
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)

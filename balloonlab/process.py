@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-# proc(5): after the name in parentheses, utime and stime are fields 14 and 15 of stat, so 11 and 12 of what follows.
-_UTIME, _STIME = 11, 12
+# proc(5): after the name in parentheses, utime, stime, cutime and cstime are fields 14 to 17 of stat, so 11 to 14 of what
+# follows; the last two are of the children that have ended and were waited for.
+_OWN, _ALL = slice(11, 13), slice(11, 15)
 
 
 def children(pid: int) -> list[int]:
@@ -18,8 +19,17 @@ def children(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, in seconds; the clock tick is usually 10 ms."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS if fields else 0.0
+    return _seconds(pid, _OWN)
+
+
+def family_seconds(pid: int) -> float:
+    """User and system time of a process and its children, those included that have ended."""
+    return _seconds(pid, _ALL) + sum(cpu_seconds(child) for child in children(pid))
+
+
+def _seconds(pid: int, fields: slice) -> float:
+    words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return sum(int(word) for word in words[fields]) / _TICKS
 
 
 def anonymous_bytes(pid: int) -> int:
