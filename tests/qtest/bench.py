@@ -12,9 +12,9 @@ import contextlib
 import mmap
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from balloonlab.device import DeviceProcess
 from hostdev.driver import Buffer
@@ -23,9 +23,12 @@ from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import Machine, VhostUserBalloon
 from qmp_glue.errors import CommandFailedError, VmError
 from qmp_glue.find import Qemu
+from qmp_glue.monitor import Monitor
 from qmp_glue.qtest import Qtest
 from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
 from qmp_glue.vm import VirtualMachine
+
+Value = TypeVar("Value")
 
 MIB = 1 << 20
 PAGE = 4096
@@ -133,6 +136,25 @@ class Bench:
     def command(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401
         """Execute a command where the balloon takes it: QEMU's monitor for its own, the control socket for ours."""
         return self._runner.run(self._balloon_monitor.execute(command, arguments))
+
+    @property
+    def monitor(self) -> Monitor:
+        """Where the balloon takes its commands, for work()."""
+        return self._balloon_monitor
+
+    @property
+    def keeper(self) -> int:
+        """Process id of our device's keeper."""
+        assert self._process is not None
+        return self._process.pid
+
+    def work(self, awaitable: Awaitable[Value]) -> Value:
+        """Run asynchronous work to its end, beside what begin() has sent."""
+
+        async def outer() -> Value:
+            return await awaitable
+
+        return self._runner.run(outer())
 
     def begin(self, command: str) -> asyncio.Task[Any]:
         """Send a command that takes its time; finish() has its answer."""
