@@ -68,14 +68,23 @@ class Child:
         return self.bury()
 
 
-def _fork(name: str, start: Callable[[], int]) -> int:
-    """Fork with everything frozen first: the child's collector copies no page of ours."""
+def freeze() -> None:
+    """Have the collector pass over all that there is, which is there to stay: what it looks at, it writes to.
+
+    For every page that one process writes to, those that were forked have a copy.
+    """
+    gc.collect()
     gc.freeze()
+
+
+def _fork(name: str, start: Callable[[], int]) -> int:
+    """Fork, and freeze what the child has of us. Not before: what is frozen is never collected, fork after fork."""
     pid = os.fork()
     if pid:
         return pid
     status = EXIT_CHECK_FAILED
     try:
+        gc.freeze()
         status = start()
     except BaseException:
         log.exception("the %s ends", name)

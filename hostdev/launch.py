@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hostdev import __version__
+from hostdev.child import freeze
 from hostdev.control import MAX_CLIENTS
 from hostdev.discard import AUTO, REQUESTS
 from hostdev.errors import BalloonError, CommandError, SetupError, UnsupportedHostError
@@ -165,6 +166,7 @@ def _serve(options: argparse.Namespace) -> int:
         trace_file=options.trace,
     )
     protect()
+    freeze()
     with contextlib.ExitStack() as sockets:
         keeper = Keeper(
             _for_guest(device, options),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.device_program import children, descriptors
 @pytest.fixture
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """No child of this process, no descriptor and no file in tmp_path outlives a test."""
+    gc.collect()  # what other tests have left to it goes now, and not in between
     before = set(children(os.getpid())), len(descriptors(os.getpid()))
     yield
     assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
