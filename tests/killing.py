@@ -25,8 +25,9 @@ def is_alive(pid: int) -> bool:
 
 
 def is_idle(pid: int) -> bool:
-    """True for a worker that waits for something to do."""
-    return is_worker(pid) and "poll" in _read(f"/proc/{pid}/wchan") and _state(pid) == "S"
+    """True for a worker that waits for something to do; a kernel that does not tell what for says 0."""
+    waits_in = _read(f"/proc/{pid}/wchan")
+    return is_worker(pid) and ("poll" in waits_in or waits_in == "0") and _state(pid) == "S"
 
 
 def _state(pid: int) -> str:
