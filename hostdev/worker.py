@@ -126,6 +126,7 @@ class Worker:
                 fds.signal_event(ring.call)
         self._watch_kicks()
         self._file.touch()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._messages.say_ready()
 
     def wait(self) -> bool:
