@@ -26,6 +26,7 @@ CAPABILITIES = {
         "metrics-file",
         "trace",
         "control",
+        "upgrade",
     ],
 }
 

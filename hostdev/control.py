@@ -68,6 +68,8 @@ class Control:
         self._clients: dict[int, Client] = {}
         self._turned_away = 0
         self._given_up = 0
+        # True once another version of the device is there: who connects now is for its control process.
+        self._is_succeeded = False
         self._unreadable = 0
         self._poll = select.poll()
         # What poll() was told, by number: told again only when it changes.
@@ -93,7 +95,7 @@ class Control:
             return False
         for guest, peer, mask in guests:
             guest.serve(peer, mask)
-        if self._acceptor.listener.fileno() in events:
+        if self._acceptor.listener.fileno() in events and not self._is_succeeded:
             self._accept()
         for client, mask in clients:
             if not client.serve(mask):
@@ -120,7 +122,7 @@ class Control:
         wanted[self._keeper.number] = select.POLLIN
         wanted |= self._guests.wanted()
         pause = self._acceptor.pause()
-        if pause is None:
+        if pause is None and not self._is_succeeded:
             wanted[self._acceptor.listener.fileno()] = select.POLLIN
         self._watch(wanted)
         if any(client.session.is_ready for client in self._clients.values()):
@@ -179,6 +181,12 @@ class Control:
         for client in self._clients.values():
             client.session.tell(event, data, now)
 
+    def _note_done(self, command: str | None) -> None:
+        """The keeper has done what was asked."""
+        if command == "quit":
+            self._tell("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        self._is_succeeded = self._is_succeeded or command == "upgrade"
+
     def _serve_keeper(self) -> bool:
         """Take one envelope. False when the keeper has closed the channel."""
         try:
@@ -187,7 +195,7 @@ class Control:
             return False
         if envelope.kind in (Kind.GUEST, Kind.GONE):
             self._guests.take(envelope, received)
-        elif self._keeper.answer(envelope) == "quit":
-            self._tell("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        else:
+            self._note_done(self._keeper.answer(envelope))
         fds.close_all(received)
         return True

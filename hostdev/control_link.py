@@ -36,8 +36,15 @@ class ControlLink:
         self._clock = clock
         self._deaths: collections.deque[float] = collections.deque(maxlen=MAX_DEATHS)
         self._generation = 0
+        # True once there is no control socket any more.
+        self.is_given_up = False
         self._child: Child | None = None
         self.channel: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None while there is none."""
+        return None if self._child is None else self._child.pid
 
     def start(self) -> None:
         """Fork a control process. It is to be told of all places."""
@@ -54,6 +61,7 @@ class ControlLink:
 
     def _give_up(self, why: str) -> None:
         """Close the listener too: who connects is to be told so instead of waiting for a greeting."""
+        self.is_given_up = True
         log.error("no control socket any more: %s", why)
         self._end(kill=True)
         self._listener.close()

@@ -10,6 +10,7 @@
     │   ├── ChainError         one descriptor chain is malformed: count it, return it with length 0
     │   └── RingError          a ring is broken: stop this ring, serve the others
     ├── RecordError            what a predecessor wrote down: it cannot be read, an upgrade is refused
+    ├── UpgradeError           the version to come, or the one that goes: the old one serves on
     ├── HostError              the host refused to take memory back: count it, inert after repeated refusals
     └── CommandError           a client of the control socket: answered with its class and text, nothing has changed
 
@@ -77,6 +78,10 @@ class RingError(GuestError):
 
 class RecordError(BalloonError):
     """The record of a guest is damaged, or of a version that this one cannot read."""
+
+
+class UpgradeError(BalloonError):
+    """Another version of the keeper does not, or cannot, take over."""
 
 
 class HostError(BalloonError):

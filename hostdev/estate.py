@@ -37,6 +37,10 @@ class Estate:
         self.arrived = ()
         close_all(fd for token, fd in known.items() if token not in kept)
 
+    def copied(self) -> Estate:
+        """Return the same with a new record, the old one for its source: that one stays as it is."""
+        return Estate(make_record(), self.record, self.held, self.arrived)
+
     def drop_source(self) -> None:
         """A worker has written a record of its own."""
         if self.source is not None:

@@ -79,14 +79,14 @@ def close_all(fds: Iterable[Fd]) -> None:
         fd.close()
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
-    """Receive at most size bytes and the descriptors that come with them, without blocking.
+def receive(sock: socket.socket, size: int, most: int = MAX_RECEIVED) -> tuple[bytes, list[Fd]]:
+    """Receive at most size bytes and the descriptors that come with them, at most so many, without blocking.
 
     Raises BlockingIOError if there is nothing to read yet. No bytes means that the peer has closed.
     recvmsg and not socket.recv_fds: the latter ignores its flags, so descriptors would not be close-on-exec.
     """
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    data, ancillary, _flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * MAX_RECEIVED), flags)
+    data, ancillary, _flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * most), flags)
     return data, _descriptors(ancillary)
 
 

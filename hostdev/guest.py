@@ -1,10 +1,10 @@
 """One front end's connection, and a worker behind it at all times.
 
-Relays whole messages and looks at nothing but the size in a message's header: what a message means is the worker's
-business, in a process of its own. One message at a time, kept with its descriptors until the answer has come back and been
-forwarded: the next is read then, so a front end that does not read its answers is not read from either. A worker that dies,
-or does not answer in time, is replaced: the answer that it may have left is forwarded, or else its successor is given the
-same message. So each message is answered once, and the front end notices nothing. Used by keeper.py.
+Relays whole messages (front_end.py): what a message means is the worker's business, in a process of its own. One message at
+a time, kept with its descriptors until the answer has come back. A worker that dies, or does not answer in time, is replaced:
+the answer that it may have left is forwarded, or else its successor is given the same message. So each message is answered
+once, and the front end notices nothing; nor does it if all of this goes to another version of the keeper meanwhile. Used by
+keeper.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import collections
 import contextlib
 import functools
 import logging
-import select
 import selectors
 import socket
 import time
@@ -22,8 +21,10 @@ from dataclasses import dataclass, field
 
 from hostdev import fds, worker
 from hostdev.control_link import ControlLink
+from hostdev.errors import UpgradeError
 from hostdev.estate import Estate
-from hostdev.incoming import Incoming
+from hostdev.front_end import FrontEnd
+from hostdev.frozen import FrozenGuest, Message
 from hostdev.message_end import MAX_MESSAGE_DEATHS
 from hostdev.metrics import worth_logging
 from hostdev.wire.channel import Answer, Frame, ToKeeper, ToWorker, token
@@ -56,15 +57,6 @@ class Setting:
 
 
 @dataclass
-class _Message:
-    """A message that was not answered yet."""
-
-    number: int
-    data: bytes
-    deaths: int = 0
-
-
-@dataclass
 class Guest:
     """One front end."""
 
@@ -79,23 +71,23 @@ class Guest:
 
     def __post_init__(self) -> None:
         self._selector = self.setting.selector
-        self._incoming = Incoming()
-        self._outgoing = b""
-        self._message: _Message | None = None
+        self._front = FrontEnd(self.connection, self._selector, self._pass_on, self.end)
+        self._message: Message | None = None
         self._number = 0
-        self._closing = self._has_finished = False
+        self._has_finished = False
         self._why_inert = ""
         self._stillborn = 0
         self._starts: collections.deque[float] = collections.deque(maxlen=MAX_STARTS)
         self._link: WorkerLink | None = None
         # By the monotonic clock: when a worker is to be started, and when the one there is has had its time.
         self._start_at: float | None = None
+        self._blamed = True
         self._overdue: float | None = None
 
     def begin(self) -> None:
         """Start the first worker and serve."""
         self._start_worker(blamed=False)
-        self._watch_connection()
+        self._front.watch()
 
     # The worker
 
@@ -115,8 +107,9 @@ class Guest:
             self._link.control.close()
             self._link.control = None
 
-    def _start_worker(self, *, blamed: bool) -> None:
-        """Start a worker, unless too many were started just now; give it the message that waits."""
+    def _start_worker(self, *, blamed: bool, waits: bool = False) -> None:
+        """Start a worker, unless too many were started just now; give it the message that waits, unless it waits itself."""
+        self._blamed = blamed
         now = time.monotonic()
         if len(self._starts) == MAX_STARTS and now < self._starts[0] + STARTS_SECONDS:
             self._start_at = self._starts[0] + STARTS_SECONDS
@@ -124,8 +117,8 @@ class Guest:
         self._start_at = None
         self._starts.append(now)
         control = self.setting.control
-        controlled = control is not None and control.channel is not None
-        start = worker.Start(blamed=blamed, why_inert=self._reason_to_be_inert())
+        controlled = control is not None and not control.is_given_up
+        start = worker.Start(blamed=blamed, why_inert=self._reason_to_be_inert(), waits=waits)
         try:
             link = WorkerLink(self.setting.options, self.estate, start, controlled=controlled)
         except OSError as error:
@@ -133,6 +126,8 @@ class Guest:
             self._start_at = now + STARTS_SECONDS / MAX_STARTS
             return
         self._adopt(link)
+        if not waits:
+            self._give()
         if control is not None and link.control is not None:
             control.announce(self.setting.name, link.control)
 
@@ -141,7 +136,6 @@ class Guest:
         self._selector.register(link.channel, selectors.EVENT_READ, functools.partial(self._listen, link))
         self._selector.register(link.pidfd, selectors.EVENT_READ, functools.partial(self._bury, link))
         log.info("%s: worker is process %d", self.setting.name, link.pid)
-        self._give()
 
     def _reason_to_be_inert(self) -> str:
         if self._stillborn >= MAX_STILLBORN:
@@ -185,18 +179,11 @@ class Guest:
         self.estate.settle(answer.held if answer.kind == ToKeeper.HOLDING else None)
         self._message = None
         self._overdue = None
-        self._closing = answer.kind == ToKeeper.CLOSE
-        self._outgoing = answer.reply
-        self._flush()
+        self._front.answer(answer.reply, closing=answer.kind == ToKeeper.CLOSE)
 
     def _bury(self, link: WorkerLink) -> None:
         """The worker has ended: take what it has left, and put another in its place."""
-        self._forget(link)
-        while self.is_served:
-            try:
-                self._take(link.take())
-            except (EOFError, ConnectionResetError, BlockingIOError, LayoutError):
-                break
+        self._take_rest(link)
         # A guest that has its workers die is not to fill the log.
         well = link.bury(expected=self.is_served and not worth_logging(self.restarts + 1))
         if not self.is_served:
@@ -205,6 +192,15 @@ class Guest:
             return
         self._note_death()
         self._start_worker(blamed=True)
+
+    def _take_rest(self, link: WorkerLink) -> None:
+        """Take what a worker that has ended said last, and watch it no more."""
+        self._forget(link)
+        while self.is_served:
+            try:
+                self._take(link.take())
+            except (EOFError, ConnectionResetError, BlockingIOError, LayoutError):
+                return
 
     def _forget(self, link: WorkerLink) -> None:
         """Watch a worker no more."""
@@ -242,7 +238,7 @@ class Guest:
         if due is None or time.monotonic() < due:
             return
         if self._link is None:
-            self._start_worker(blamed=True)
+            self._start_worker(blamed=self._blamed)
             return
         log.error("%s: the worker hangs: killing process %d", self.setting.name, self._link.pid)
         self._link.kill()
@@ -261,73 +257,101 @@ class Guest:
         if self._link is not None:
             self._link.forgive()
 
-    # The connection
+    # The front end
 
-    def _watch_connection(self) -> None:
-        """Wait for what is next: for writing while a reply is due, for nothing while the worker has a message."""
-        wanted = selectors.EVENT_WRITE if self._outgoing else 0 if self._message else selectors.EVENT_READ
-        registered = self._selector.get_map().get(self.connection.fileno())
-        if registered is None:
-            if wanted:
-                self._selector.register(self.connection, wanted, self._serve)
-        elif not wanted:
-            self._selector.unregister(self.connection)
-        elif wanted != registered.events:
-            self._selector.modify(self.connection, wanted, self._serve)
-
-    def _serve(self) -> None:
-        if not self.is_served:
-            return  # ended by an event of the same select()
-        if self._outgoing:
-            self._flush()
-        else:
-            self._receive()
-
-    def _receive(self) -> None:
-        """Read on; pass the message to the worker when it is whole."""
-        try:
-            if not self._incoming.read(self.connection):
-                self.end()
-            elif self._incoming.is_whole:
-                self._pass_on()
-        except BlockingIOError:
-            return
-        except (OSError, OverflowError) as error:
-            log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
-            self.end()
-
-    def _pass_on(self) -> None:
+    def _pass_on(self, data: bytes, arrived: list[fds.Fd]) -> None:
+        """Give the worker the front end's next message."""
         self._number += 1
-        data, arrived = self._incoming.take()
         for place, fd in enumerate(arrived):
             fd.token = token(self._number, place)
         self.estate.arrived = arrived
-        self._message = _Message(self._number, data)
+        self._message = Message(self._number, data)
         self._give()
-        self._watch_connection()
-
-    def _flush(self) -> None:
-        """Write what is due; end the connection if that was the last."""
-        try:
-            while self._outgoing:
-                self._outgoing = self._outgoing[fds.send(self.connection, self._outgoing) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.end()
-            return
-        if self._closing and not self._outgoing:
-            self.end()
-        elif self.is_served:
-            self._watch_connection()
 
     def has_gone(self) -> bool:
         """True if the front end has closed, whatever of it is still unread."""
+        return self._front.has_gone()
+
+    # From one version to another
+
+    @property
+    def is_settled(self) -> bool:
+        """False while it cannot be frozen: it is ending, or its worker has not written a record of this version yet."""
+        return self.is_served and self.estate.source is None
+
+    def stop_worker(self) -> None:
+        """Have the worker end at once: freeze() comes next."""
+        if self._link is not None:
+            self._link.kill()
+
+    def freeze(self) -> FrozenGuest | None:
+        """Stand still, without a worker, until thaw() or leave(). None if the front end has gone.
+
+        Raises UpgradeError if the worker does not end.
+        """
+        link = self._link
+        if link is not None:
+            if not link.has_ended(END_SECONDS):
+                raise UpgradeError(f"{self.setting.name}: the worker does not end")
+            self._take_rest(link)
+            link.bury(expected=True)
+        self._start_at = None
         if not self.is_served:
-            return True
-        poll = select.poll()
-        poll.register(self.connection, select.POLLRDHUP)
-        return bool(poll.poll(0))
+            return None
+        self._front.unwatch()
+        begun, begun_with = self._front.begun
+        return FrozenGuest(
+            self.connection,
+            self.estate,
+            self._number,
+            self._message,
+            begun,
+            begun_with,
+            self._front.outgoing,
+            self._front.closing,
+            self._why_inert,
+            self.restarts,
+        )
+
+    def thaw(self) -> None:
+        """Go on, whether or not it was frozen."""
+        if self.is_served and self._link is None:
+            self._start_worker(blamed=False)
+        if self.is_served:
+            self._front.watch()
+
+    @classmethod
+    def adopted(cls, frozen: FrozenGuest, setting: Setting) -> Guest:
+        """Return a guest that another process has frozen. What is begun is made to wait, until thaw() or go()."""
+        # A record of its own in any case: the other process goes on by the old one if this one comes to nothing.
+        guest = cls(frozen.connection, setting, frozen.estate.copied(), frozen.restarts)
+        guest._number = frozen.number
+        guest._message = frozen.message
+        guest._front.resume(frozen.begun, frozen.begun_with, frozen.outgoing, closing=frozen.closing)
+        guest._front.is_waiting = frozen.message is not None
+        guest._why_inert = frozen.why_inert
+        return guest
+
+    def prepare(self) -> None:
+        """Start a worker that takes over and waits. Nothing is read yet, and nothing answered."""
+        self._start_worker(blamed=False, waits=True)
+
+    def await_ready(self, moment: float) -> None:
+        """Wait for that worker to have taken over. Raises UpgradeError if it has not by then (monotonic clock)."""
+        link = self._link
+        try:
+            if link is None or not link.has_said(max(0.0, moment - time.monotonic())):
+                raise UpgradeError(f"{self.setting.name}: its worker does not get ready")
+            self._take(link.take())
+        except (EOFError, ConnectionResetError, LayoutError):
+            raise UpgradeError(f"{self.setting.name}: its worker died before it was ready") from None
+
+    def go(self) -> None:
+        """Have the worker serve, and serve the front end."""
+        if self._link is not None:
+            self._link.give(Frame(ToWorker.GO, 0, 0, b""))
+        self._give()
+        self._front.watch()
 
     # The end
 
@@ -336,9 +360,7 @@ class Guest:
         if not self.is_served:
             return
         self.is_served = False
-        self._unwatch(self.connection)
-        self._incoming.close()
-        self.connection.close()
+        self._front.close()
         if self._link is None:
             self._finish()
             return

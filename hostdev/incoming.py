@@ -1,12 +1,13 @@
 """One message of the front end as it comes in: exactly its header, then exactly its payload.
 
-Nothing of it is looked at but the size. Used by guest.py.
+Nothing of it is looked at but the size. Used by front_end.py.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Sequence
 
 from hostdev import fds
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE, MAX_PAYLOAD
@@ -17,9 +18,15 @@ log = logging.getLogger(__name__)
 class Incoming:
     """What was read of the message at hand."""
 
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._received: list[fds.Fd] = []
+    def __init__(self, data: bytes = b"", received: Sequence[fds.Fd] = ()) -> None:
+        """data, received: what another has read of it."""
+        self._data = bytearray(data)
+        self._received = list(received)
+
+    @property
+    def begun(self) -> tuple[bytes, Sequence[fds.Fd]]:
+        """What was read of a message that is not whole yet."""
+        return bytes(self._data), self._received
 
     def read(self, connection: socket.socket) -> bool:
         """Read on. False if the other side has closed.

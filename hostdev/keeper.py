@@ -11,24 +11,27 @@ two loops that may never die, for QEMU's generic vhost-user device does not surv
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from hostdev.control_link import ControlLink
+from hostdev.control_desk import ControlDesk
+from hostdev.control_socket import ControlSocket
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, CommandError
 from hostdev.guest import Guest, Setting
+from hostdev.handover import Handover
 from hostdev.place import INHERITED, Place
+from hostdev.signals import TERMINATING, Signals
+from hostdev.takeover import Left
+from hostdev.waiting_parent import wait_for_heirs
 from hostdev.wishes import Wishes
 from hostdev.worker import Options
 
 log = logging.getLogger(__name__)
-
-TERMINATING = (signal.SIGTERM, signal.SIGINT)
-_HANDLED = (*TERMINATING, signal.SIGCHLD, signal.SIGCONT, signal.SIGHUP)
 
 # Seconds that a keeper which is to end waits for its front ends to go, unless told otherwise.
 TERM_SECONDS = 60.0
@@ -42,7 +45,7 @@ class Keeper:
         options: Callable[[str], Options],
         *,
         once: bool = False,
-        control: socket.socket | None = None,
+        control: ControlSocket | None = None,
         term_seconds: float = TERM_SECONDS,
     ) -> None:
         """options: of the guest with this name. once: end when a front end has gone and none is left.
@@ -53,13 +56,14 @@ class Keeper:
         self._options = options
         self._once = once
         self._term_seconds = term_seconds
-        self._control = None if control is None else ControlLink(control)
         self.places: dict[str, Place] = {}
-        self._stopping = False
-        self._term_at: float | None = None
-        self._crashed = False
+        self.is_stopping = False
+        self.term_at: float | None = None
+        self.crashed = False
         self._selector = selectors.DefaultSelector()
-        self._wishes = Wishes(self)
+        self.signals = Signals()
+        self._handover = Handover(self, self._selector)
+        self.control = ControlDesk(control, self._selector, self.places, Wishes(self), self._handover.ask)
 
     # Places
 
@@ -68,7 +72,7 @@ class Keeper:
         if place.name in self.places:
             raise CommandError(f"there is a guest {place.name!r} already: choose another name for the socket")
         self.places[place.name] = place
-        self._announce(place)
+        self.control.announce(place)
 
     def remove(self, name: str) -> None:
         """Serve nobody there any more. Raises CommandError if there is no such place or a front end is connected."""
@@ -86,8 +90,7 @@ class Keeper:
 
     def _forget(self, place: Place) -> None:
         del self.places[place.name]
-        if self._control is not None:
-            self._control.withdraw(place.name)
+        self.control.withdraw(place)
 
     def _close(self, place: Place) -> None:
         if place.acceptor is not None:
@@ -95,12 +98,9 @@ class Keeper:
                 self._selector.unregister(place.acceptor.listener)
         place.close()
 
-    def _announce(self, place: Place) -> None:
-        if self._control is not None:
-            self._control.announce(place.name, None if place.guest is None else place.guest.control)
-
     @property
-    def _guests(self) -> list[Guest]:
+    def guests(self) -> list[Guest]:
+        """Those that are served, or are being seen off."""
         return [place.guest for place in self.places.values() if place.guest is not None]
 
     @property
@@ -115,20 +115,27 @@ class Keeper:
 
     def run(self, connection: socket.socket | None = None) -> int:
         """Serve connection if given, and those that arrive. Returns the exit status."""
-        with self._signals() as wakeup, self._selector:
-            self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._take_signals(wakeup))
-            if self._control is not None:
-                self._control.start()
-                self._watch_control(self._control)
-            for place in self.places.values():
-                self._announce(place)
-            if connection is not None:
-                self.add(Place(INHERITED))
-                self._begin(self.places[INHERITED], connection)
-            while not self._stopping and self._has_anything_to_do():
-                self._turn()
-            self._end_all()
-        return EXIT_CHECK_FAILED if self._crashed else EXIT_PASS
+        with self.signals as signals:
+            with self._selector:
+                for source in signals.sources:
+                    take = functools.partial(self._take_signals, signals, source)
+                    self._selector.register(source, selectors.EVENT_READ, take)
+                self._start(connection)
+                while not self.is_stopping and self._has_anything_to_do():
+                    self._turn()
+                self._end_all()
+            if self._handover.is_done and not signals.is_told:
+                signals.pass_on()
+                return wait_for_heirs(self._handover.others)
+        return EXIT_CHECK_FAILED if self.crashed else EXIT_PASS
+
+    def _start(self, connection: socket.socket | None) -> None:
+        for guest in self.guests:
+            guest.go()
+        self.control.start()
+        if connection is not None:
+            self.add(Place(INHERITED))
+            self._begin(self.places[INHERITED], connection)
 
     def _has_anything_to_do(self) -> bool:
         return any(place.guest is not None or place.acceptor is not None for place in self.places.values())
@@ -140,22 +147,22 @@ class Keeper:
                 key.data()
             except Exception:
                 log.exception("unexpected error in the keeper")
-        for guest in self._guests:
+        for tick in (*(guest.tick for guest in self.guests), self._handover.tick):
             try:
-                guest.tick()
+                tick()
             except Exception:
                 log.exception("unexpected error in the keeper")
-        if self._term_at is not None and not self._stopping:
-            if not self._guests:
-                self._stopping = True
-            elif time.monotonic() >= self._term_at:
+        if self.term_at is not None and not self.is_stopping:
+            if not self.guests:
+                self.is_stopping = True
+            elif time.monotonic() >= self.term_at:
                 self.end_now(f"waited {self._term_seconds:g} s")
 
     def _timeout(self) -> float | None:
         """Seconds until something is to be done without being called; None for as long as it takes."""
         now = time.monotonic()
         pauses = [self._watch_listener(place) for place in self.places.values()]
-        moments = [guest.due() for guest in self._guests] + [self._term_at]
+        moments = [guest.due() for guest in self.guests] + [self.term_at, self._handover.due()]
         waits = [max(0.0, moment - now) for moment in moments if moment is not None]
         return min([*waits, *(pause for pause in pauses if pause is not None)], default=None)
 
@@ -175,52 +182,37 @@ class Keeper:
 
     def _end_all(self) -> None:
         """See everybody off, within the time that guests give their workers."""
+        self._handover.abandon("the device is ending")
         for place in list(self.places.values()):
             self._close(place)
             if place.guest is not None:
                 place.guest.end()
-        while self._guests:
+        while self.guests:
             self._turn()
-        if self._control is not None:
-            self._control.close()
+        self.control.close()
 
     # Signals
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[socket.socket]:
-        """Have the signals' numbers come out of a socket, so that select() wakes up for them."""
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        previous = {number: signal.signal(number, lambda *_: None) for number in _HANDLED}
-        old = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINATING)
-        try:
-            yield ours
-        finally:
-            # Held back again: what is left to do, such as removing the socket, is not to be cut short.
-            signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
-            signal.set_wakeup_fd(old)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            ours.close()
-            theirs.close()
-
-    def _take_signals(self, wakeup: socket.socket) -> None:
-        for number in set(wakeup.recv(4096, socket.MSG_DONTWAIT)):
+    def _take_signals(self, signals: Signals, source: socket.socket) -> None:
+        for number in signals.take(source):
             if number in TERMINATING:
                 self._terminate(signal.Signals(number).name)
-            for guest in self._guests:
+            if number == signal.SIGHUP:
+                self._handover.ask()
+            for guest in self.guests:
                 if number == signal.SIGCHLD:
                     guest.note_stop()
                 if number == signal.SIGCONT:
                     guest.forgive()
+        if source not in signals.sources:
+            self._selector.unregister(source)
 
     def _terminate(self, why: str) -> None:
         """End, though not under a VM that lives: QEMU would not survive. A second signal does not wait for that."""
-        if not self.is_serving or not self._term_seconds or self._term_at is not None:
+        if not self.is_serving or not self._term_seconds or self.term_at is not None:
             self.end_now(why)
             return
-        self._term_at = time.monotonic() + self._term_seconds
+        self.term_at = time.monotonic() + self._term_seconds
         log.warning(
             "%s: a front end is connected, and QEMU does not survive that its device goes: waiting up to %g s for it to "
             "go first, releasing nothing any more; signal again to end now",
@@ -234,7 +226,7 @@ class Keeper:
 
     def end_now(self, why: str) -> None:
         """End, whoever is connected."""
-        self._stopping = True
+        self.is_stopping = True
         if self.is_serving:
             log.warning(
                 "%s: ending while a front end is connected: QEMU aborts at its guest's next look", why
@@ -260,15 +252,8 @@ class Keeper:
         self._begin(place, connection)
 
     def _begin(self, place: Place, connection: socket.socket) -> None:
-        setting = Setting(
-            place.name,
-            self._options(place.name),
-            self._selector,
-            self._control,
-            lambda guest: self._note_end(place, guest),
-        )
         try:
-            place.guest = Guest(connection, setting)
+            place.guest = Guest(connection, self._setting(place))
         except OSError as error:
             log.error("a front end is turned away: no record can be made for it: %s", error.strerror)  # noqa: TRY400
             connection.close()
@@ -276,36 +261,43 @@ class Keeper:
         log.info("front end connected")
         place.guest.begin()
 
+    def _setting(self, place: Place) -> Setting:
+        return Setting(
+            place.name,
+            self._options(place.name),
+            self._selector,
+            self.control.link,
+            lambda guest: self._note_end(place, guest),
+        )
+
     def _note_end(self, place: Place, guest: Guest) -> None:
         log.info("front end has gone")
         place.guest = None
-        self._crashed = not guest.ended_well or self._crashed
+        self.crashed = not guest.ended_well or self.crashed
         if place.is_leaving:
             self._forget(place)
         else:
-            self._announce(place)
+            self.control.announce(place)
         if self._once and not self.is_serving:
-            self._stopping = True
+            self.is_stopping = True
 
-    # The control process
+    # From one version to another
 
-    def _watch_control(self, control: ControlLink) -> None:
-        channel = control.channel
-        if channel is not None:
-            self._selector.register(
-                channel, selectors.EVENT_READ, lambda: self._serve_control(control, channel)
-            )
+    def adopt(self, left: Left) -> list[Guest]:
+        """Take what another version leaves, before run(). Returns the guests: their workers are yet to be prepared."""
+        self.signals = Signals(left.signals)
+        self.term_at, self.crashed = left.term_at, left.crashed
+        for place in left.places:
+            self.add(place)
+            if place.name in left.guests:
+                place.guest = Guest.adopted(left.guests[place.name], self._setting(place))
+        return self.guests
 
-    def _serve_control(self, control: ControlLink, channel: socket.socket) -> None:
-        envelope = control.receive()
-        if envelope is not None and (answer := self._wishes.grant(envelope)) is not None:
-            control.answer(answer)
-            return
-        # It has ended, or says what it has no business to.
-        self._selector.unregister(channel)
-        control.replace()
+    def leave(self) -> None:
+        """Everything is another version's: let go of it, and end."""
         for place in self.places.values():
-            self._announce(place)
-            if control.channel is None and place.guest is not None:
-                place.guest.forget_control()
-        self._watch_control(control)
+            place.guest = None
+            place.disown()
+            self._close(place)
+        self.control.leave()
+        self.is_stopping = True

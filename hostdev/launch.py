@@ -12,22 +12,24 @@ import logging
 import os
 import platform
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from hostdev import __version__
 from hostdev.child import freeze
-from hostdev.control import MAX_CLIENTS
+from hostdev.control_socket import ControlSocket
 from hostdev.discard import AUTO, REQUESTS
 from hostdev.errors import BalloonError, CommandError, SetupError, UnsupportedHostError
+from hostdev.handover import TAKE_OVER
 from hostdev.host_limits import protect
-from hostdev.keeper import TERM_SECONDS, TERMINATING, Keeper
-from hostdev.listening import ListeningPath, PrivateFolder, inherited, is_listening
+from hostdev.keeper import TERM_SECONDS, Keeper
+from hostdev.listening import inherited, is_listening
 from hostdev.place import INHERITED, Place, name_of
+from hostdev.signals import TERMINATING
+from hostdev.takeover import Predecessor
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 from hostdev.worker import Options
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--trace", type=Path, metavar="PATH", help='write what happens there; "balloonlab decode" prints it'
     )
     parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), default="info", help="default: info")
+    parser.add_argument(TAKE_OVER, type=int, metavar="FDNUM", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
@@ -155,7 +158,7 @@ def _serve(options: argparse.Namespace) -> int:
     # Held back until the keeper has its handlers: a signal in between would leave the socket behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
     _check_metrics_file(options.metrics_file)
-    if options.trace is not None:
+    if options.trace is not None and options.take_over is None:
         begin_trace(options.trace)
     features = parse_features(options.features)
     device = Options(
@@ -167,13 +170,13 @@ def _serve(options: argparse.Namespace) -> int:
     )
     protect()
     freeze()
+    settings = _Settings(
+        _for_guest(device, options), options.once, options.term_timeout if options.on_term == "wait" else 0
+    )
     with contextlib.ExitStack() as sockets:
-        keeper = Keeper(
-            _for_guest(device, options),
-            once=options.once,
-            control=_control_listener(options.control, sockets),
-            term_seconds=options.term_timeout if options.on_term == "wait" else 0,
-        )
+        if options.take_over is not None:
+            return _take_over(settings, options, sockets)
+        keeper = settings.keeper(_control(options.control, sockets))
         if options.fd is None:
             _listen(keeper, options.socket_path, sockets)
             return keeper.run()
@@ -182,6 +185,45 @@ def _serve(options: argparse.Namespace) -> int:
             keeper.add(Place(INHERITED, given))
             return keeper.run()
         return keeper.run(given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the command line says about the keeper."""
+
+    for_guest: Callable[[str], Options]
+    once: bool
+    term_seconds: float
+
+    def keeper(self, control: ControlSocket | None) -> Keeper:
+        return Keeper(self.for_guest, once=self.once, control=control, term_seconds=self.term_seconds)
+
+
+def _take_over(settings: _Settings, options: argparse.Namespace, sockets: contextlib.ExitStack) -> int:
+    """Take over from the keeper that started us. Its sockets are ours to remove once they are ours."""
+    with Predecessor(options.take_over) as predecessor:
+        predecessor.agree()
+        left = predecessor.receive()
+        control = None
+        if options.control is not None:
+            control = ControlSocket.adopted(
+                options.control, left.control, left.control_identity, folder_made=left.control_folder
+            )
+        keeper = settings.keeper(control)
+        predecessor.relieve(keeper.adopt(left))
+    if control is not None:
+        sockets.enter_context(control)
+    for place in left.places:
+        sockets.callback(place.close)
+    return keeper.run()
+
+
+def _control(path: str | None, sockets: contextlib.ExitStack) -> ControlSocket | None:
+    if path is None:
+        return None
+    control = ControlSocket(path)
+    control.open()
+    return sockets.enter_context(control)
 
 
 def _listen(keeper: Keeper, paths: Sequence[str], sockets: contextlib.ExitStack) -> None:
@@ -218,13 +260,6 @@ def seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
-
-
-def _control_listener(path: str | None, sockets: contextlib.ExitStack) -> socket.socket | None:
-    if path is None:
-        return None
-    sockets.enter_context(PrivateFolder(path, "--control"))
-    return sockets.enter_context(ListeningPath(path, "--control", MAX_CLIENTS))
 
 
 def _check_host() -> None:

@@ -1,6 +1,7 @@
 """Where front ends and clients connect: a unix socket made at a path, or one that was inherited.
 
-What is done with those who do is acceptor.py's. Used by launch.py. Everything wrong with a path or a descriptor is a SetupError that names the fix.
+What is done with those who do is acceptor.py's. Used by launch.py, place.py and control_socket.py. Everything wrong with a
+path or a descriptor is a SetupError that names the fix.
 """
 
 from __future__ import annotations
@@ -39,7 +40,23 @@ class ListeningPath:
         self._path = path
         self._option = option
         self._backlog = backlog
-        self._identity: tuple[int, int] | None = None
+        # Device and inode of the socket's file; None for one that is not ours to remove.
+        self.identity: tuple[int, int] | None = None
+        self._listener: socket.socket | None = None
+
+    @classmethod
+    def adopted(
+        cls, path: str, option: str, listener: socket.socket | None, identity: tuple[int, int] | None
+    ) -> ListeningPath:
+        """Return one that another process made. listener: None if that listens no longer."""
+        listening = cls(path, option)
+        listening._listener = listener
+        listening.identity = identity
+        return listening
+
+    def disown(self) -> None:
+        """Leave the socket's file to another process: close() does not remove it."""
+        self.identity = None
 
     def __enter__(self) -> socket.socket:
         length = len(os.fsencode(self._path))
@@ -49,13 +66,13 @@ class ListeningPath:
                 "use a shorter one"
             )
         self._make_room()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            self._listener.bind(self._path)
+            listener.bind(self._path)
             made = os.lstat(self._path)
-            self._identity = made.st_dev, made.st_ino
-            self._listener.listen(self._backlog)
+            self.identity = made.st_dev, made.st_ino
+            listener.listen(self._backlog)
         except OSError as error:
             self.__exit__()
             raise SetupError(
@@ -63,7 +80,7 @@ class ListeningPath:
             ) from error
         finally:
             os.umask(mask)
-        return self._listener
+        return listener
 
     def _make_room(self) -> None:
         """Remove a socket that a program left behind; refuse anything else that is at the path.
@@ -105,12 +122,13 @@ class ListeningPath:
         return True
 
     def __exit__(self, *_error: object) -> None:
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         try:
             found = os.lstat(self._path)
         except OSError:
             return
-        if (found.st_dev, found.st_ino) == self._identity:
+        if (found.st_dev, found.st_ino) == self.identity:
             Path(self._path).unlink()
 
 
@@ -122,12 +140,13 @@ class PrivateFolder:
         self._folder = Path(path).parent
         self._name = Path(path).name
         self._what = f"{option} {path}"
-        self._made = False
+        # True if it is ours to remove.
+        self.made = False
 
     def __enter__(self) -> None:
         try:
             self._folder.mkdir(mode=0o700)
-            self._made = True
+            self.made = True
         except FileExistsError:
             self._check()
         except OSError as error:
@@ -150,7 +169,7 @@ class PrivateFolder:
         return f"use one of your own, such as $XDG_RUNTIME_DIR/vhost-user-balloon/{self._name}"
 
     def __exit__(self, *_error: object) -> None:
-        if self._made:
+        if self.made:
             with contextlib.suppress(OSError):  # something of somebody else's is in it, or it is gone
                 self._folder.rmdir()
 

@@ -55,6 +55,11 @@ class MessageEnd:
         with contextlib.suppress(BrokenPipeError):  # the front end has gone already
             self._channel.send(ANSWER.encode(Answer(ToKeeper.READY, b"")))
 
+    def wait_for_go(self) -> bool:
+        """Wait for the keeper's word before anything is served. False when it has closed."""
+        data = self._channel.recv(MAX_DATAGRAM)
+        return bool(data) and FRAME.decode(data).kind == ToWorker.GO
+
     def serve(self) -> bool:
         """Answer one message with one datagram. False when the keeper has closed."""
         try:

@@ -42,6 +42,26 @@ class Place:
         place._listening = listening
         return place
 
+    @classmethod
+    def adopted(
+        cls, name: str, path: str, listener: socket.socket | None, identity: tuple[int, int] | None
+    ) -> Place:
+        """Return one that another process made. identity: of its socket's file, if that is to be removed."""
+        place = cls(name, listener, path)
+        if identity is not None:
+            place._listening = ListeningPath.adopted(path, "--socket-path", listener, identity)
+        return place
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the socket's file, if it is ours to remove."""
+        return None if self._listening is None else self._listening.identity
+
+    def disown(self) -> None:
+        """Leave the socket's file to another process: close() does not remove it."""
+        if self._listening is not None:
+            self._listening.disown()
+
     @property
     def acceptor(self) -> Acceptor | None:
         """Where front ends are accepted, None where none can come any more."""

@@ -48,8 +48,22 @@ def make_record() -> Fd:
 
 def read_header(fd: Fd) -> RecordHeader:
     """Read a record's header. Raises RecordError if there is none, or it says that this version cannot read the rest."""
+    header = check_header(header_bytes(fd))
+    size = os.fstat(fd.fileno()).st_size
+    if header.state_at + 2 * header.state_size > size or header.tally_at + 2 * header.tally_size > size:
+        raise RecordError("the record of a guest is cut short")
+    return header
+
+
+def header_bytes(fd: Fd) -> bytes:
+    """Return a record's header as it is, for another version to look at."""
+    return os.pread(fd.fileno(), wire.RECORD_HEADER_SIZE, 0)
+
+
+def check_header(data: bytes) -> RecordHeader:
+    """Decode a record's header. Raises RecordError as read_header()."""
     try:
-        header = wire.RECORD_HEADER.decode(os.pread(fd.fileno(), wire.RECORD_HEADER_SIZE, 0))
+        header = wire.RECORD_HEADER.decode(data[: wire.RECORD_HEADER_SIZE])
     except LayoutError as error:
         raise RecordError("the record of a guest is cut short") from error
     if header.magic != wire.MAGIC:
@@ -59,9 +73,6 @@ def read_header(fd: Fd) -> RecordHeader:
             f"the record of a guest is of version {header.version}, which versions below {header.readable_by} "
             f"cannot read; this one is {wire.VERSION}"
         )
-    size = os.fstat(fd.fileno()).st_size
-    if header.state_at + 2 * header.state_size > size or header.tally_at + 2 * header.tally_size > size:
-        raise RecordError("the record of a guest is cut short")
     return header
 
 

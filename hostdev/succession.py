@@ -19,11 +19,12 @@ from hostdev.wire.record import InHand
 log = logging.getLogger(__name__)
 
 
-def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool) -> Done:
+def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool, may_fail: bool = False) -> Done:
     """Make a new device what its predecessor's was. Returns the last message that took effect.
 
     record: this worker's own. blamed: the predecessor died of itself, maybe of what it had in hand. What cannot be taken
-    over makes the device inert: it answers, and releases nothing.
+    over makes the device inert: it answers, and releases nothing. may_fail: then it raises instead, for there is another
+    that can.
     """
     source = record
     done = Done()
@@ -36,6 +37,8 @@ def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool) -> Do
             _restore(parts, image, estate, source)
             _note_deaths(parts, source, record, blamed=blamed)
     except (BalloonError, KeyError, OSError, ValueError):
+        if may_fail:
+            raise
         log.exception("what the predecessor left cannot be taken over")
         parts.balloon.make_inert("its predecessor's state cannot be taken over")
     _close_the_rest(parts, estate)

@@ -66,10 +66,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a worker begins. blamed: its predecessor died of itself. why_inert: it is to release nothing."""
+    """How a worker begins. blamed: its predecessor died of itself. why_inert: it is to release nothing.
+
+    waits: it is on trial, in a new version: it fails if it cannot take over, and serves nothing before it is told to.
+    """
 
     blamed: bool = False
     why_inert: str = ""
+    waits: bool = False
 
 
 class Worker:
@@ -109,7 +113,9 @@ class Worker:
     def take_over(self, start: Start) -> None:
         """Go on where a predecessor was killed, if there was one, and say that this worker serves."""
         signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS)
-        self._messages.done = succeed(self._parts, self._estate, self._record, blamed=start.blamed)
+        self._messages.done = succeed(
+            self._parts, self._estate, self._record, blamed=start.blamed, may_fail=start.waits
+        )
         if start.why_inert:
             self.balloon.make_inert(start.why_inert)
         self._journal.handled(self._messages.done.number)
@@ -120,7 +126,12 @@ class Worker:
                 fds.signal_event(ring.call)
         self._watch_kicks()
         self._file.touch()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._messages.say_ready()
+
+    def wait(self) -> bool:
+        """Wait to be told to serve. False if that will not be."""
+        return self._messages.wait_for_go()
 
     def _gather(self) -> bytes:
         return gather(self._parts, self._messages.done)
@@ -324,5 +335,6 @@ def start(
     isolate(channel, *([] if control is None else [control]), *estate.descriptors())
     worker = Worker(channel, options, control, estate)
     worker.take_over(start)
-    worker.run()
+    if not start.waits or worker.wait():
+        worker.run()
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -48,6 +49,16 @@ class WorkerLink:
         self.pidfd = self._child.pidfd
         self._is_stopped = False
         self._stopped_since: float | None = None
+
+    def has_ended(self, seconds: float) -> bool:
+        """True once it has ended; waits for that."""
+        return self._child.has_ended(seconds)
+
+    def has_said(self, seconds: float) -> bool:
+        """True once there is something to take; waits for that."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def give(self, frame: Frame, descriptors: Sequence[fds.Fd] = ()) -> None:
         """Send it a frame. What it does not take its successor will: its end is seen, or that it does not answer."""

@@ -79,14 +79,14 @@ def program(path: Path, *options: str) -> Iterator[Program]:
     command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_for(lambda: _listens(path) or process.poll() is not None, "listening")
+            wait_for(lambda: listens(path) or process.poll() is not None, "listening")
             yield Program(process, path)
         finally:
             if process.poll() is None:
                 process.kill()
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
     """__SO_ACCEPTCON (1 << 16) in the kernel's table, without connecting: that would be a front end."""
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         fields = line.split()

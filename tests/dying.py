@@ -23,13 +23,12 @@ import pytest
 
 import hostdev
 from hostdev import estimates, fds, guest, snapshot, worker
-from hostdev.control import MAX_CLIENTS
+from hostdev.control_socket import ControlSocket
 from hostdev.driver import DEADLINE, FrontendError
 from hostdev.estate import Estate
 from hostdev.frontend import DeviceProcess, Frontend
 from hostdev.journal import recall
 from hostdev.keeper import Keeper
-from hostdev.listening import ListeningPath
 from hostdev.metrics import Sample
 from hostdev.record import Record
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, HEADER, HEADER_SIZE
@@ -206,9 +205,10 @@ def mortal(
             ours.close()
             os.dup2(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT), 2)
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-            with ListeningPath(str(control), "--control", MAX_CLIENTS) as listener:
+            with ControlSocket(str(control)) as listening:
+                listening.open()
                 keeper = Keeper(
-                    lambda _name: options or Options(), once=True, control=listener, term_seconds=0
+                    lambda _name: options or Options(), once=True, control=listening, term_seconds=0
                 )
                 status = keeper.run(theirs)
         finally:

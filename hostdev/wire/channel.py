@@ -1,6 +1,7 @@
 """What worker and keeper say to each other over their SOCK_SEQPACKET pair, one datagram each.
 
-    keeper -> worker   MESSAGE: a whole vhost-user message, header and payload, with its descriptors; INERT: why
+    keeper -> worker   MESSAGE: a whole vhost-user message, header and payload, with its descriptors; INERT: why; GO, once,
+                       to one that was started to wait for it
     worker -> keeper   READY once it serves; then for each MESSAGE one of ANSWER, HOLDING and CLOSE
 
 The keeper numbers the messages of a front end, 1 and up, and gives one again, under its number, to the successor of a
@@ -27,6 +28,7 @@ class ToWorker(IntEnum):
 
     MESSAGE = 1
     INERT = 2
+    GO = 3
 
 
 class ToKeeper(IntEnum):

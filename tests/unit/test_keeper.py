@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from hostdev.rings import Step
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.channel import Frame, ToKeeper, ToWorker
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
-from hostdev.worker import Options, Worker
+from hostdev.worker import Options, Start, Worker
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ def worker() -> Iterator[Worker]:
         worker = Worker(theirs, Options())
         yield worker
         worker.session.close()
+
+
+def test_its_time_to_take_over_ends_with_that(worker: Worker) -> None:
+    """Or it would be killed in its first wait, for a front end that has nothing to say."""
+    worker.take_over(Start())
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def fail(*_arguments: object) -> None:

@@ -1,0 +1,113 @@
+"""The keeper's desk for the control process: tells it of all places, hears what it wishes, puts another in its place.
+
+Used by keeper.py. The process itself and its channel are control_link.py's, what may be wished is wishes.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+from collections.abc import Callable, Mapping
+
+from hostdev.control_link import ControlLink
+from hostdev.control_socket import ControlSocket
+from hostdev.place import Place
+from hostdev.wire.control import Envelope, Kind
+from hostdev.wishes import Wishes
+
+
+class ControlDesk:
+    """A desk that nobody comes to if there is no control socket."""
+
+    def __init__(
+        self,
+        control: ControlSocket | None,
+        selector: selectors.BaseSelector,
+        places: Mapping[str, Place],
+        wishes: Wishes,
+        upgrade: Callable[[Envelope], None],
+    ) -> None:
+        """upgrade: what answers an UPGRADE, in its own time."""
+        self.socket = control
+        self._selector = selector
+        self._places = places
+        self._wishes = wishes
+        self._upgrade = upgrade
+        self.link: ControlLink | None = None
+        if control is not None and control.listener is not None:
+            self.link = ControlLink(control.listener)
+
+    @property
+    def listener(self) -> socket.socket | None:
+        """Where clients connect, None where nobody listens any more."""
+        is_open = self.link is not None and not self.link.is_given_up
+        return self.socket.listener if self.socket is not None and is_open else None
+
+    def start(self) -> None:
+        """Have a control process."""
+        if self.link is not None:
+            self.link.start()
+            self._welcome(self.link)
+
+    def _welcome(self, link: ControlLink) -> None:
+        """Tell a new control process of all places, or the workers that there is none any more."""
+        for place in self._places.values():
+            self.announce(place)
+            if link.is_given_up and place.guest is not None:
+                place.guest.forget_control()
+        channel = link.channel
+        if channel is not None:
+            self._selector.register(channel, selectors.EVENT_READ, lambda: self._serve(link, channel))
+
+    def announce(self, place: Place) -> None:
+        """Tell of a place and its guest."""
+        if self.link is not None:
+            self.link.announce(place.name, None if place.guest is None else place.guest.control)
+
+    def withdraw(self, place: Place) -> None:
+        """Tell that it is a place no longer."""
+        if self.link is not None:
+            self.link.withdraw(place.name)
+
+    def answer(self, envelope: Envelope) -> None:
+        """Answer what was asked some time ago."""
+        if self.link is not None:
+            self.link.answer(envelope)
+
+    def _serve(self, link: ControlLink, channel: socket.socket) -> None:
+        envelope = link.receive()
+        if envelope is not None and envelope.kind == Kind.UPGRADE:
+            self._upgrade(envelope)
+            return
+        if envelope is not None and (answer := self._wishes.grant(envelope)) is not None:
+            link.answer(answer)
+            return
+        # It has ended, or says what it has no business to.
+        self._selector.unregister(channel)
+        link.replace()
+        self._welcome(link)
+
+    def refuse_all(self, why: str) -> None:
+        """Refuse what has been asked and not been heard yet."""
+        if self.link is None or self.link.channel is None:
+            return
+        text = json.dumps({"class": "GenericError", "desc": why}).encode()
+        with contextlib.suppress(BlockingIOError):
+            while (envelope := self.link.receive()) is not None:
+                self.link.answer(Envelope(Kind.ERROR, envelope.id, text))
+
+    def close(self) -> None:
+        """End the control process."""
+        if self.link is not None:
+            if self.link.channel is not None:
+                self._selector.unregister(self.link.channel)
+            self.link.close()
+
+    def leave(self) -> None:
+        """Socket and folder are another version's: let go of them."""
+        self.close()
+        if self.socket is not None:
+            self.socket.disown()
+            self.socket.close()
