@@ -63,11 +63,15 @@ class Crowd:
         workers = children(self.keeper.pid)
         return len(workers) == len(self.guests) and all(is_idle(pid) for pid in workers)
 
-    def worker_of(self, guest: Frontend) -> int | None:
-        """The process that has this guest's memory mapped."""
-        inode = os.fstat(guest.memory.fd.fileno()).st_ino
-        found = [pid for pid in children(self.keeper.pid) if inode in memory_files(pid)["guest-ram"]]
-        return found[0] if found else None
+    def workers(self) -> dict[int, int]:
+        """The process that has a guest's memory mapped, by the memory's inode."""
+        pids = children(self.keeper.pid)
+        return {inode: pid for pid in pids for inode in memory_files(pid)["guest-ram"]}
+
+
+def memory_of(guest: Frontend) -> int:
+    """The inode of its memory."""
+    return os.fstat(guest.memory.fd.fileno()).st_ino
 
 
 def memory_files(pid: int) -> dict[str, set[int]]:
@@ -146,8 +150,7 @@ def test_idle_guests_wake_nobody(crowd: Crowd) -> None:
     wait_for(crowd.is_idle, "nothing more to do")
     busy, others = crowd.guests[0], crowd.pids()
     others.remove(crowd.keeper.pid)
-    worker = crowd.worker_of(busy)
-    assert worker is not None
+    worker = crowd.workers()[memory_of(busy)]
     others.remove(worker)
     before = switches(others)
     for _ in range(LOOKS):
@@ -166,10 +169,10 @@ def test_workers_die_in_turn_while_the_others_report(crowd: Crowd, record_proper
     """Every chain is answered, and afterwards no worker has anything of a guest that is not its own."""
     free = Buffer(8 * MIB, PAGE, writable=True)
     killed = set()
+    workers = crowd.workers()
     for number, victim in enumerate(crowd.guests):
         reporting = [victim, *crowd.guests[(number + 1) % 10 :: 10]]
-        pid = crowd.worker_of(victim)
-        assert pid is not None
+        pid = workers[memory_of(victim)]
         heads = []
         for guest in reporting:
             guest.memory.write(free.address, b"\xaa" * PAGE)
@@ -185,11 +188,11 @@ def test_workers_die_in_turn_while_the_others_report(crowd: Crowd, record_proper
     assert len(killed) == GUESTS
     record_property("workers_killed", len(killed))
     everything: dict[str, set[int]] = {}
+    workers = crowd.workers()
     for guest in crowd.guests:
-        pid = crowd.worker_of(guest)
-        assert pid is not None
+        pid = workers[memory_of(guest)]
         mapped = memory_files(pid)
-        assert mapped["guest-ram"] == {os.fstat(guest.memory.fd.fileno()).st_ino}
+        assert mapped["guest-ram"] == {memory_of(guest)}
         assert len(mapped["vhost-user-balloon-record"]) == 1
         assert open_memory_files(pid) == mapped["guest-ram"] | mapped["vhost-user-balloon-record"]
         for name, inodes in mapped.items():

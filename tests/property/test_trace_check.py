@@ -263,7 +263,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "suits"), CHANGES, ids=lambda part: part.__name__)
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(TRACES, st.data())
 def test_every_single_fault_is_found(
     change: Callable[[list[Record], int], None],

@@ -183,7 +183,7 @@ def go_through(ours: Bench, killer: Killer, name: str, sample: int | None) -> in
 
 @pytest.mark.parametrize("name", list(ROUNDS))
 def test_a_death_between_steps(ours: Bench, killer: Killer, name: str, record_property: Record) -> None:
-    died = go_through(ours, killer, name, sample=8)
+    died = go_through(ours, killer, name, sample=5)
     record_property("workers_killed", died)
     assert died > 0
 
