@@ -9,7 +9,6 @@ keeper.py.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import logging
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hostdev import fds, worker
+from hostdev.births import Births
 from hostdev.control_link import ControlLink
 from hostdev.errors import UpgradeError
 from hostdev.estate import Estate
@@ -38,11 +38,8 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 2.0
 # Seconds that a worker has to end after its channel was closed: it finishes a slice and unmaps.
 END_SECONDS = 2.0
-# Workers started within so many seconds, after which the next has to wait: one that dies at once is not to take a CPU.
-MAX_STARTS = 5
-STARTS_SECONDS = 1.0
-# Workers that died before they served, after which the next is to release nothing.
-MAX_STILLBORN = 5
+# Seconds until a worker is tried again that the host had no room for.
+RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +73,7 @@ class Guest:
         self._number = 0
         self._has_finished = False
         self._why_inert = ""
-        self._stillborn = 0
-        self._starts: collections.deque[float] = collections.deque(maxlen=MAX_STARTS)
+        self._births = Births()
         self._link: WorkerLink | None = None
         # By the monotonic clock: when a worker is to be started, and when the one there is has had its time.
         self._start_at: float | None = None
@@ -111,19 +107,19 @@ class Guest:
         """Start a worker, unless too many were started just now; give it the message that waits, unless it waits itself."""
         self._blamed = blamed
         now = time.monotonic()
-        if len(self._starts) == MAX_STARTS and now < self._starts[0] + STARTS_SECONDS:
-            self._start_at = self._starts[0] + STARTS_SECONDS
+        if (moment := self._births.next_at(now)) > now:
+            self._start_at = moment
             return
         self._start_at = None
-        self._starts.append(now)
+        self._births.note(now)
         control = self.setting.control
         controlled = control is not None and not control.is_given_up
-        start = worker.Start(blamed=blamed, why_inert=self._reason_to_be_inert(), waits=waits)
+        start = worker.Start(blamed=blamed, why_inert=self._births.why_inert or self._why_inert, waits=waits)
         try:
             link = WorkerLink(self.setting.options, self.estate, start, controlled=controlled)
         except OSError as error:
             log.error("no worker can be started: %s: trying again", error.strerror)  # noqa: TRY400
-            self._start_at = now + STARTS_SECONDS / MAX_STARTS
+            self._start_at = now + RETRY_SECONDS
             return
         self._adopt(link)
         if not waits:
@@ -136,11 +132,6 @@ class Guest:
         self._selector.register(link.channel, selectors.EVENT_READ, functools.partial(self._listen, link))
         self._selector.register(link.pidfd, selectors.EVENT_READ, functools.partial(self._bury, link))
         log.info("%s: worker is process %d", self.setting.name, link.pid)
-
-    def _reason_to_be_inert(self) -> str:
-        if self._stillborn >= MAX_STILLBORN:
-            return f"{self._stillborn} workers in a row died before they served"
-        return self._why_inert
 
     def _give(self) -> None:
         """Give the worker the message that was not answered."""
@@ -173,7 +164,7 @@ class Guest:
 
     def _take(self, answer: Answer) -> None:
         if answer.kind == ToKeeper.READY:
-            self._stillborn = 0
+            self._births.note_life()
             self.estate.drop_source()
             return
         self.estate.settle(answer.held if answer.kind == ToKeeper.HOLDING else None)
@@ -215,7 +206,7 @@ class Guest:
 
     def _note_death(self) -> None:
         self.restarts += 1
-        self._stillborn += 1
+        self._births.note_death()
         if self._message is not None:
             self._message.deaths += 1
         if worth_logging(self.restarts):

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import hostdev
-from hostdev import estimates, fds, guest, snapshot, worker
+from hostdev import births, estimates, fds, snapshot, worker
 from hostdev.control_socket import ControlSocket
 from hostdev.driver import DEADLINE, FrontendError
 from hostdev.estate import Estate
@@ -194,7 +194,7 @@ def mortal(
     doom = Doom()
     monkeypatch.setattr(worker, "start", doom.start)
     # Who dies at every step of the way is not to wait its turn.
-    monkeypatch.setattr(guest, "STARTS_SECONDS", 0.0)
+    monkeypatch.setattr(births, "STARTS_SECONDS", 0.0)
     monkeypatch.setattr(estimates, "PAUSE_SECONDS", 0.01)
     ours, theirs = socket.socketpair()
     control = tmp_path / "control"

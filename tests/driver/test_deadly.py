@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import guest, worker
+from hostdev import births, guest, worker
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
 from hostdev.driver import Buffer
@@ -45,7 +45,7 @@ def hang(*_arguments: object) -> None:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Successors do not wait their turn, and nobody's last words are of interest."""
-    monkeypatch.setattr(guest, "STARTS_SECONDS", 0.0)
+    monkeypatch.setattr(births, "STARTS_SECONDS", 0.0)
     monkeypatch.setattr(logging.getLogger("hostdev"), "level", logging.CRITICAL)
 
 
@@ -206,13 +206,13 @@ def _state(pid: int) -> str:
 
 def test_workers_that_die_before_they_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A few a second are started, for as long as it takes; what waits is answered when one of them lives."""
-    monkeypatch.setattr(guest, "STARTS_SECONDS", 0.2)
-    healed, births = tmp_path / "healed", tmp_path / "births"
+    monkeypatch.setattr(births, "STARTS_SECONDS", 0.2)
+    healed, born = tmp_path / "healed", tmp_path / "born"
     start = worker.start
 
     def stillborn(*arguments: object) -> int:
         if not healed.exists():
-            with births.open("a") as file:
+            with born.open("a") as file:
                 file.write(".")
             die()
         return start(*arguments)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_workers_that_die_before_they_serve(monkeypatch: pytest.MonkeyPatch, tmp
     with start_device() as device, Frontend(device.connect()) as front:
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
         begun = time.monotonic()
-        wait_for(lambda: births.exists() and births.stat().st_size >= 12, "twelve deaths")
+        wait_for(lambda: born.exists() and born.stat().st_size >= 12, "twelve deaths")
         # 5 at once, then 5 in each 0.2 s.
         assert time.monotonic() - begun > 0.3
         healed.touch()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from hostdev.births import MAX_STARTS, STARTS_SECONDS
 from hostdev.driver import Buffer
-from hostdev.guest import ANSWER_SECONDS, MAX_STARTS, STARTS_SECONDS
+from hostdev.guest import ANSWER_SECONDS
 from hostdev.hinting import ID_MIN, ID_STOP
 from hostdev.wire.balloon import Role
 from qmp_glue.find import Qemu
