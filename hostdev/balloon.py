@@ -125,6 +125,10 @@ class Balloon:
         self._end_hinting_on(index)
         return self.rings.stop(index)
 
+    def abandon_ring(self, index: int) -> int | None:
+        """Stop using a ring that cannot be stopped as it should be."""
+        return self.rings.abandon(index)
+
     def _end_hinting_on(self, index: int) -> None:
         """A round does not outlive its ring: pause and reset look alike, and after a reset nobody would end it."""
         if self.rings.role(index) is Role.FREE_PAGE_HINT:
@@ -290,10 +294,6 @@ class Balloon:
         return self._finish(index, ring, job.head)
 
     def _finish(self, index: int, ring: Ring, head: int) -> Step:
-        if ring.job is not None and ring.job.head == head:
-            ring.job = None
-        if ring.held == head:
-            ring.held = None
         role = self.rings.role(index)
         self.trace.answer(index, head)
         self.metrics.add("chains_total", 1, role.name.lower() if role is not None else "unknown")
@@ -301,6 +301,10 @@ class Balloon:
         self.metrics.merge(ring.counts)
         self.journal.put_back(index, ring.queue.used_index + 1)
         ring.queue.put(head)
+        if ring.job is not None and ring.job.head == head:
+            ring.job = None
+        if ring.held == head:
+            ring.held = None
         return Step(returned=True, more=True)
 
     def _hold(self, index: int, ring: Ring, chain: Chain) -> Step:
@@ -311,6 +315,7 @@ class Balloon:
         else:
             self.statistics.take(chains.statistics(self.memory, chain))
             self.metrics.merge(ring.counts)
+            ring.answered_to = None
         previous = ring.held
         step = Step(returned=False, more=True) if previous is None else self._finish(index, ring, previous)
         ring.job, ring.held, ring.held_at = None, chain.head, position

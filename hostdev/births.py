@@ -17,6 +17,10 @@ class Births:
     def __init__(self) -> None:
         self._starts: collections.deque[float] = collections.deque(maxlen=MAX_STARTS)
         self._stillborn = 0
+        # Whether the last one came to serve.
+        self.has_served = False
+        # How many could not be started at all.
+        self.failures = 0
 
     def next_at(self, now: float) -> float:
         """When the next may be started, now at the earliest."""
@@ -27,6 +31,11 @@ class Births:
     def note(self, now: float) -> None:
         """One is started."""
         self._starts.append(now)
+        self.has_served = False
+
+    def note_failure(self) -> None:
+        """The host had no room for one."""
+        self.failures += 1
 
     def note_death(self) -> None:
         """One has died. Until the next says that it serves it counts as one that never did."""
@@ -35,6 +44,12 @@ class Births:
     def note_life(self) -> None:
         """One serves."""
         self._stillborn = 0
+        self.has_served = True
+
+    @property
+    def is_makeshift(self) -> bool:
+        """True if the next is to serve without what cannot be taken over."""
+        return self._stillborn >= MAX_STILLBORN
 
     @property
     def why_inert(self) -> str:

@@ -19,6 +19,8 @@ from hostdev.fds import Fd
 
 log = logging.getLogger(__name__)
 
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 # Seconds that a child has to finish what it is at (a worker's slice takes some 10 ms) and to unmap after its channel was
 # closed.
 END_DEADLINE = 2.0
@@ -31,7 +33,13 @@ class Child:
         """name: for the log. start: what the process does; returns its exit status. Raises OSError."""
         self._name = name
         self.pid = _fork(name, start)
-        self.pidfd = Fd(os.pidfd_open(self.pid))
+        try:
+            self.pidfd = Fd(os.pidfd_open(self.pid))
+        except OSError:
+            # No descriptor is left for it: one that nobody watches must not be.
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -79,8 +87,11 @@ def freeze() -> None:
 
 def _fork(name: str, start: Callable[[], int]) -> int:
     """Fork, and freeze what the child has of us. Not before: what is frozen is never collected, fork after fork."""
+    # A signal to all of the group is the keeper's: until the child has let go of its wakeup socket, it holds them back.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     status = EXIT_CHECK_FAILED
     try:

@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 2.0
 # Seconds that a worker has to end after its channel was closed: it finishes a slice and unmaps.
 END_SECONDS = 2.0
+# Answers that a dead worker may have left: READY and one more.
+MAX_LEFT = 2
+# Seconds that a makeshift worker serves until another tries to take over what it could not.
+MAKESHIFT_SECONDS = 5.0
 # Seconds until a worker is tried again that the host had no room for.
 RETRY_SECONDS = 0.2
 
@@ -78,6 +82,8 @@ class Guest:
         # By the monotonic clock: when a worker is to be started, and when the one there is has had its time.
         self._start_at: float | None = None
         self._blamed = True
+        # When a makeshift worker is to make room for one that may find what was missing.
+        self._retry_at: float | None = None
         self._overdue: float | None = None
 
     def begin(self) -> None:
@@ -114,13 +120,22 @@ class Guest:
         self._births.note(now)
         control = self.setting.control
         controlled = control is not None and not control.is_given_up
-        start = worker.Start(blamed=blamed, why_inert=self._births.why_inert or self._why_inert, waits=waits)
+        start = worker.Start(
+            blamed=blamed,
+            why_inert=self._births.why_inert or self._why_inert,
+            waits=waits,
+            makeshift=self._births.is_makeshift,
+            quiet=not self._is_news,
+        )
         try:
             link = WorkerLink(self.setting.options, self.estate, start, controlled=controlled)
         except OSError as error:
-            log.error("no worker can be started: %s: trying again", error.strerror)  # noqa: TRY400
+            self._births.note_failure()
+            if worth_logging(self._births.failures):
+                log.error("no worker can be started: %s: trying again", error.strerror)  # noqa: TRY400
             self._start_at = now + RETRY_SECONDS
             return
+        self._retry_at = now + MAKESHIFT_SECONDS if start.makeshift else None
         self._adopt(link)
         if not waits:
             self._give()
@@ -131,7 +146,13 @@ class Guest:
         self._link = link
         self._selector.register(link.channel, selectors.EVENT_READ, functools.partial(self._listen, link))
         self._selector.register(link.pidfd, selectors.EVENT_READ, functools.partial(self._bury, link))
-        log.info("%s: worker is process %d", self.setting.name, link.pid)
+        if self._is_news:
+            log.info("%s: worker is process %d", self.setting.name, link.pid)
+
+    @property
+    def _is_news(self) -> bool:
+        """True if the log is to hear of this worker: a guest that has its workers die is not to fill it."""
+        return self.restarts == 0 or worth_logging(self.restarts)
 
     def _give(self) -> None:
         """Give the worker the message that was not answered."""
@@ -141,7 +162,8 @@ class Guest:
             self._link.give(
                 Frame(ToWorker.MESSAGE, deaths, message.number, message.data), self.estate.arrived
             )
-            self._overdue = time.monotonic() + ANSWER_SECONDS
+            # Longer with each death: on a host that thrashes it may have been the time that was too short.
+            self._overdue = time.monotonic() + ANSWER_SECONDS * (1 << deaths)
 
     def make_inert(self, why: str) -> None:
         """Have this worker and its successors release nothing."""
@@ -175,7 +197,6 @@ class Guest:
     def _bury(self, link: WorkerLink) -> None:
         """The worker has ended: take what it has left, and put another in its place."""
         self._take_rest(link)
-        # A guest that has its workers die is not to fill the log.
         well = link.bury(expected=self.is_served and not worth_logging(self.restarts + 1))
         if not self.is_served:
             self.ended_well = well
@@ -187,7 +208,9 @@ class Guest:
     def _take_rest(self, link: WorkerLink) -> None:
         """Take what a worker that has ended said last, and watch it no more."""
         self._forget(link)
-        while self.is_served:
+        for _ in range(MAX_LEFT):
+            if not self.is_served:
+                return
             try:
                 self._take(link.take())
             except (EOFError, ConnectionResetError, BlockingIOError, LayoutError):
@@ -207,7 +230,7 @@ class Guest:
     def _note_death(self) -> None:
         self.restarts += 1
         self._births.note_death()
-        if self._message is not None:
+        if self._message is not None and self._births.has_served:
             self._message.deaths += 1
         if worth_logging(self.restarts):
             log.error(
@@ -219,6 +242,8 @@ class Guest:
     def due(self) -> float | None:
         """When tick() is to be called at the latest, by the monotonic clock; None for never."""
         moments = [self._start_at, self._overdue]
+        if self._message is None and self._link is not None:
+            moments.append(self._retry_at)
         if self._link is not None and self._link.stopped_since is not None:
             moments.append(self._link.stopped_since + ANSWER_SECONDS)
         return min((moment for moment in moments if moment is not None), default=None)
@@ -231,9 +256,11 @@ class Guest:
         if self._link is None:
             self._start_worker(blamed=self._blamed)
             return
-        log.error("%s: the worker hangs: killing process %d", self.setting.name, self._link.pid)
+        is_late = self._retry_at is None or self._overdue is not None
+        if is_late and (self._is_news or not self.is_served):
+            log.error("%s: the worker hangs: killing process %d", self.setting.name, self._link.pid)
         self._link.kill()
-        self._overdue = None
+        self._overdue = self._retry_at = None
         self._link.forgive()
 
     def note_stop(self) -> None:

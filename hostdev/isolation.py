@@ -30,3 +30,4 @@ def isolate(*kept: socket.socket | Fd) -> None:
         signal.signal(number, signal.SIG_DFL)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)

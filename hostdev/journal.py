@@ -59,9 +59,16 @@ class RecordJournal(Journal):
         self._named = 0
         # False until this worker has taken over: before, it does not know enough to write anything.
         self._begun = False
+        self._suspended = False
+
+    def suspend(self) -> None:
+        """Write nothing: what is in the record is better than what this worker knows."""
+        self._suspended = True
 
     def handled(self, number: int) -> None:
         """A message took effect: the state has its reply."""
+        if self._suspended:
+            return
         self._begun = True
         self._number = number
         self._write_tally(NO_RING, 0)

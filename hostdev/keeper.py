@@ -68,7 +68,9 @@ class Keeper:
     # Places
 
     def add(self, place: Place) -> None:
-        """Serve who connects there. Raises CommandError if there is a place of this name."""
+        """Serve who connects there. Raises CommandError if there is a place of this name, or all is ending."""
+        if self.is_stopping or self.term_at is not None:
+            raise CommandError("the device is ending")
         if place.name in self.places:
             raise CommandError(f"there is a guest {place.name!r} already: choose another name for the socket")
         self.places[place.name] = place
@@ -162,7 +164,9 @@ class Keeper:
         """Seconds until something is to be done without being called; None for as long as it takes."""
         now = time.monotonic()
         pauses = [self._watch_listener(place) for place in self.places.values()]
-        moments = [guest.due() for guest in self.guests] + [self.term_at, self._handover.due()]
+        moments = [guest.due() for guest in self.guests] + [self._handover.due()]
+        if not self.is_stopping:
+            moments.append(self.term_at)
         waits = [max(0.0, moment - now) for moment in moments if moment is not None]
         return min([*waits, *(pause for pause in pauses if pause is not None)], default=None)
 
@@ -237,7 +241,8 @@ class Keeper:
     # Guests
 
     def _accept(self, place: Place) -> None:
-        assert place.acceptor is not None
+        if place.acceptor is None:
+            return  # closed by an event of the same select()
         if place.guest is not None and place.guest.has_gone():
             # A VM that is started again at once must not find its predecessor in the way: it waits for that one's end.
             place.guest.end()

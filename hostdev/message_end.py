@@ -37,6 +37,8 @@ class MessageEnd:
         self._balloon = balloon
         self._journal = journal
         self.done = Done()
+        # True for one that could take nothing over: what the front end sent is not its to drop.
+        self.is_makeshift = False
         # What the keeper was told to hold. None: a predecessor may have told it what is in use now, or not.
         self._told_held: tuple[int, ...] | None = None
 
@@ -52,7 +54,7 @@ class MessageEnd:
 
     def say_ready(self) -> None:
         """This worker serves."""
-        with contextlib.suppress(BrokenPipeError):  # the front end has gone already
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the front end has gone already
             self._channel.send(ANSWER.encode(Answer(ToKeeper.READY, b"")))
 
     def wait_for_go(self) -> bool:
@@ -77,7 +79,7 @@ class MessageEnd:
         self.handle(frame, received)
         try:
             self._channel.send(ANSWER.encode(self.answer()))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return False  # the keeper closed meanwhile: nobody waits for the answer
         return True
 
@@ -96,7 +98,7 @@ class MessageEnd:
         if frame.deaths >= MAX_MESSAGE_DEATHS:
             fds.close_all(received)
             self._balloon.make_inert(f"{frame.deaths} workers died with one message: it is refused")
-            return self._session.refusal(header, payload), False
+            return self._session.give_up(header, payload), False
         try:
             return self._session.handle(header, payload, received), False
         except StreamError as error:
@@ -105,14 +107,14 @@ class MessageEnd:
         except Exception:
             log.exception("unexpected error in a message")
             self._balloon.make_inert("an unexpected error in a message")
-            return self._session.refusal(header, payload), False
+            return self._session.give_up(header, payload), False
 
     def answer(self) -> Answer:
         """Answer the message that was handled last."""
         if self.done.closing:
             return Answer(ToKeeper.CLOSE, b"")
         held = self._session.held()
-        if held == self._told_held:
+        if held == self._told_held or self.is_makeshift:
             return Answer(ToKeeper.ANSWER, self.done.reply)
         self._told_held = held
         return Answer(ToKeeper.HOLDING, self.done.reply, held)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import zlib
+from collections.abc import Iterator
 
 from hostdev.errors import RecordError
 from hostdev.fds import Fd
@@ -94,19 +96,23 @@ class Record:
 
     @property
     def state(self) -> bytes:
-        """The image of the state that counts, empty before the first."""
+        """The image of the state that counts, empty before the first. Raises RecordError if it is damaged."""
         return self._image(self._words[Word.STATE], self._header.state_at, self._header.state_size)
 
     def write_state(self, image: bytes) -> None:
         """Write a new image of the state, and make it count."""
         self._write(Word.STATE, self._header.state_at, self._header.state_size, image)
 
-    def tallies(self) -> list[tuple[TallyHeader, tuple[int, ...]]]:
-        """Return the images of the tally that there are: the one written last, and the one before."""
+    def tallies(self) -> Iterator[tuple[TallyHeader, tuple[int, ...]]]:
+        """Yield the images of the tally that there are: the one written last, then the one before. Raises RecordError.
+
+        The second is whole only if the first is not to count: otherwise its writer may have been killed in the next one.
+        """
         generation = self._words[Word.TALLY]
         at, size = self._header.tally_at, self._header.tally_size
-        images = [self._image(number, at, size) for number in (generation, generation - 1) if number > 0]
-        return [_tally(image) for image in images]
+        for number in (generation, generation - 1):
+            if number > 0:
+                yield _tally(self._image(number, at, size))
 
     def write_tally(self, header: TallyHeader, counters: bytes) -> None:
         """Write a new image of the tally, and make it the last one. counters: 8 bytes each."""
@@ -117,13 +123,16 @@ class Record:
         if generation == 0:
             return b""
         at = start + (generation & 1) * size
-        (length,) = wire.LENGTH_STRUCT.unpack_from(self._mapping, at)
-        at += wire.LENGTH_STRUCT.size
-        return self._mapping[at : at + length]
+        length, crc = wire.IMAGE_STRUCT.unpack_from(self._mapping, at)
+        at += wire.IMAGE_STRUCT.size
+        image = self._mapping[at : at + min(length, size)]
+        if zlib.crc32(image) != crc:
+            raise RecordError("the record of a guest is damaged")
+        return image
 
     def _write(self, word: Word, start: int, size: int, image: bytes) -> None:
         """Two images take turns: the one that counts is never written to."""
-        data = wire.LENGTH_STRUCT.pack(len(image)) + image
+        data = wire.IMAGE_STRUCT.pack(len(image), zlib.crc32(image)) + image
         if len(data) > size:
             raise RecordError(f"an image of {len(data)} bytes where there is room for {size}")
         generation = self._words[word] + 1

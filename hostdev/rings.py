@@ -124,6 +124,8 @@ class Rings:
             queue.go_on(standing.base)
             answered_to = standing.held - 1 if standing.held else None
             self._begin(index, Ring(layout, queue, answered_to=answered_to), features)
+        # Of all that there are: which of them came last says nothing about how the driver numbers them.
+        self._roles = ring_roles(features, {*self.started, *self.stranded, *self._last_bases})
 
     def standing(self, index: int) -> Standing:
         """Tell a successor where a ring stands."""
@@ -154,6 +156,14 @@ class Rings:
             return self._let_go(index)
         _layout, base = self.stranded.pop(index, (None, None))
         return self._last_bases.pop(index, None) if base is None else base
+
+    def abandon(self, index: int) -> int | None:
+        """Stop using a ring as stop() does, with as little as can go wrong: something has, again and again."""
+        ring = self.started.pop(index, None)
+        if ring is None:
+            return self.stop(index)
+        ring.queue.release()
+        return ring.queue.base
 
     def _let_go(self, index: int) -> int:
         ring = self.started.pop(index)

@@ -154,6 +154,13 @@ class Session:
             return wire.message(header.request, wire.FLAG_REPLY, wire.U64_PAYLOAD.encode(wire.U64(0)))
         return self._acknowledge(header, 1)
 
+    def give_up(self, header: wire.Header, payload: bytes) -> bytes:
+        """Answer what cannot be carried out by a fault of ours: refuse it, but have a ring stop that is to stop."""
+        index = int.from_bytes(payload[:4], "little")
+        if header.request == Request.GET_VRING_BASE and index < len(self.rings):
+            return wire.message(header.request, wire.FLAG_REPLY, self._vrings.abandon(index))
+        return self.refusal(header, payload)
+
     def held(self) -> tuple[int, ...]:
         """Return the tokens of the descriptors in use."""
         found = [region.fd.token for region in self.memory.regions]

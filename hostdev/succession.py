@@ -5,10 +5,7 @@ Used by worker.py, once, before it serves.
 
 from __future__ import annotations
 
-import logging
-
 from hostdev import snapshot
-from hostdev.errors import BalloonError
 from hostdev.estate import Estate
 from hostdev.fds import close_all
 from hostdev.journal import recall
@@ -16,31 +13,20 @@ from hostdev.record import Record
 from hostdev.snapshot import Done, Parts
 from hostdev.wire.record import InHand
 
-log = logging.getLogger(__name__)
 
-
-def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool, may_fail: bool = False) -> Done:
+def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool) -> Done:
     """Make a new device what its predecessor's was. Returns the last message that took effect.
 
-    record: this worker's own. blamed: the predecessor died of itself, maybe of what it had in hand. What cannot be taken
-    over makes the device inert: it answers, and releases nothing. may_fail: then it raises instead, for there is another
-    that can.
+    record: this worker's own. blamed: the predecessor died of itself, maybe of what it had in hand. Raises whatever is
+    wrong: the record is as it was, and what is missing now (memory, descriptors) another successor may find.
     """
-    source = record
+    source = record if estate.source is None else Record(estate.source)
     done = Done()
-    try:
-        if estate.source is not None:
-            source = Record(estate.source)
-        if source.state:
-            image = snapshot.parse(source.state)
-            done = image.done
-            _restore(parts, image, estate, source)
-            _note_deaths(parts, source, record, blamed=blamed)
-    except (BalloonError, KeyError, OSError, ValueError):
-        if may_fail:
-            raise
-        log.exception("what the predecessor left cannot be taken over")
-        parts.balloon.make_inert("its predecessor's state cannot be taken over")
+    if source.state:
+        image = snapshot.parse(source.state)
+        done = image.done
+        _restore(parts, image, estate, source)
+        _note_deaths(parts, source, record, blamed=blamed)
     _close_the_rest(parts, estate)
     return done
 

@@ -43,6 +43,9 @@ class Device(Protocol):
     def stop_ring(self, index: int) -> int | None:
         """Stop using a ring, abandoning a chain in progress. Returns its base, None if it was not started."""
 
+    def abandon_ring(self, index: int) -> int | None:
+        """Stop using a ring that cannot be stopped as it should be. Returns its base."""
+
     def read_config(self, offset: int, size: int) -> bytes:
         """Return size bytes of config space."""
 
@@ -141,13 +144,20 @@ class Vrings:
         self._stopped_ring(value.index).base = value.num
 
     def _get_base(self, value: wire.VringState, _arrived: Arrived) -> bytes:
-        ring = self._ring(value.index)
-        base = self._device.stop_ring(value.index)
+        self._ring(value.index)
+        return self._stopped(value.index, self._device.stop_ring(value.index))
+
+    def abandon(self, index: int) -> bytes:
+        """Answer a GET_VRING_BASE that cannot be carried out. The ring stops: the front end takes it for stopped."""
+        return self._stopped(index, self._device.abandon_ring(index))
+
+    def _stopped(self, index: int, base: int | None) -> bytes:
+        ring = self.rings[index]
         if base is not None:
             ring.base = base
         ring.started = False
         ring.replace("kick", None)
-        return wire.VRING_STATE.encode(wire.VringState(value.index, ring.base))
+        return wire.VRING_STATE.encode(wire.VringState(index, ring.base))
 
     def _set_kick(self, value: wire.U64, arrived: Arrived) -> None:
         """A ring starts when its kick descriptor arrives."""

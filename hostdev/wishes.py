@@ -31,14 +31,24 @@ class Wishes:
                 return _answer(asked, self._guests())
             name = asked.text.decode(errors="surrogateescape")
             if asked.kind == Kind.ADD:
-                self._keeper.add(Place.at(name, "socket-path"))
+                self._add(name)
                 return _answer(asked, {})
             if asked.kind == Kind.REMOVE:
                 self._keeper.remove(name)
                 return _answer(asked, {})
         except (CommandError, SetupError) as error:
             return _refusal(asked, str(error))
+        except OSError as error:
+            return _refusal(asked, f"the host refuses: {error.strerror}")
         return None
+
+    def _add(self, path: str) -> None:
+        place = Place.at(path, "socket-path")
+        try:
+            self._keeper.add(place)
+        except CommandError:
+            place.close()
+            raise
 
     def _quit(self, asked: Envelope) -> Envelope:
         """End as asked, unless that would kill a VM and nobody said that it may."""

@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hostdev import fds
@@ -32,9 +32,9 @@ from hostdev.journal import RecordJournal
 from hostdev.message_end import MessageEnd
 from hostdev.metrics import Metrics
 from hostdev.metrics_file import MetricsFile
-from hostdev.record import Record
+from hostdev.record import Record, make_record
 from hostdev.rings import Step
-from hostdev.session import Session
+from hostdev.session import OFFERED_PROTOCOL_FEATURES, Session
 from hostdev.snapshot import Parts, gather
 from hostdev.succession import succeed
 from hostdev.trace import TraceFile, Tracer
@@ -68,12 +68,15 @@ class Options:
 class Start:
     """How a worker begins. blamed: its predecessor died of itself. why_inert: it is to release nothing.
 
-    waits: it is on trial, in a new version: it fails if it cannot take over, and serves nothing before it is told to.
+    waits: it is on trial, in a new version, and serves nothing before it is told to. makeshift: too many before it could not
+    take over; it answers, if it comes to that, with nothing. quiet: there were many before it, and all is said.
     """
 
     blamed: bool = False
     why_inert: str = ""
     waits: bool = False
+    makeshift: bool = False
+    quiet: bool = False
 
 
 class Worker:
@@ -85,14 +88,20 @@ class Worker:
         options: Options,
         control: socket.socket | None = None,
         estate: Estate | None = None,
+        *,
+        makeshift: bool = False,
     ) -> None:
-        """channel: to the keeper. control: to the control process, if there is one. estate: of the predecessors."""
+        """channel: to the keeper. control: to the control process, if there is one. estate: of the predecessors.
+
+        makeshift: do without a record that cannot be read. Raises RecordError otherwise.
+        """
         self._estate = estate or Estate()
         self._metrics = Metrics(options.guest)
         self._file = MetricsFile(self._metrics, options.metrics_file)
         self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else Tracer()
         self._trace.guest()
-        self._record = Record(self._estate.record)
+        # A makeshift worker does without: what cannot be read may be there, and what it knows is not to be written.
+        self._record = Record(make_record() if makeshift else self._estate.record)
         self._journal = RecordJournal(self._record, self._metrics, self._gather)
         discarder = Discarder(options.discard, hugetlb_release=options.hugetlb_release)
         self.balloon = Balloon(options.features, discarder, self._metrics, self._trace, self._journal)
@@ -113,9 +122,14 @@ class Worker:
     def take_over(self, start: Start) -> None:
         """Go on where a predecessor was killed, if there was one, and say that this worker serves."""
         signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS)
-        self._messages.done = succeed(
-            self._parts, self._estate, self._record, blamed=start.blamed, may_fail=start.waits
-        )
+        try:
+            record = Record(self._estate.record) if start.makeshift else self._record
+            self._messages.done = succeed(self._parts, self._estate, record, blamed=start.blamed)
+        except Exception:
+            if not start.makeshift:
+                raise
+            log.exception("what the predecessors left cannot be taken over")
+            self._make_do()
         if start.why_inert:
             self.balloon.make_inert(start.why_inert)
         self._journal.handled(self._messages.done.number)
@@ -128,6 +142,13 @@ class Worker:
         self._file.touch()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._messages.say_ready()
+
+    def _make_do(self) -> None:
+        """Answer messages, at least: the front end waits for that, and its guest with it."""
+        self._journal.suspend()
+        self._messages.is_makeshift = True
+        # What was negotiated is not known; nothing that was not is asked for.
+        self.session.protocol_features = OFFERED_PROTOCOL_FEATURES
 
     def wait(self) -> bool:
         """Wait to be told to serve. False if that will not be."""
@@ -333,8 +354,13 @@ def start(
     control: our end of the pair to the control process.
     """
     isolate(channel, *([] if control is None else [control]), *estate.descriptors())
-    worker = Worker(channel, options, control, estate)
+    if start.makeshift:
+        # A full disk under a mapped file is a SIGBUS.
+        options = replace(options, metrics_file=None, trace_file=None)
+    logging.disable(logging.ERROR if start.quiet else logging.NOTSET)
+    worker = Worker(channel, options, control, estate, makeshift=start.makeshift)
     worker.take_over(start)
+    logging.disable(logging.NOTSET)
     if not start.waits or worker.wait():
         worker.run()
     return 0

@@ -83,7 +83,8 @@ class InHand(NamedTuple):
 _IN_HAND = Struct("position" / Int16ul, "deaths" / Int16ul, "present" / Int32ul)
 IN_HAND_STRUCT = lower(_IN_HAND)
 
-LENGTH_STRUCT = lower(Struct("length" / Int32ul))
+# Before each image: its bytes, and their CRC-32. Not against a kill, which leaves images whole, but against a stray write.
+IMAGE_STRUCT = lower(Struct("length" / Int32ul, "crc" / Int32ul))
 SECTION_STRUCT = lower(Struct("tag" / Int16ul, "size" / Int16ul))
 
 

@@ -5,6 +5,7 @@ The faults are put into the device before it is forked: a release that kills or 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import births, guest, worker
+from hostdev import births, guest, succession, worker
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
 from hostdev.driver import Buffer
@@ -23,9 +24,11 @@ from hostdev.fds import Fd
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
 from hostdev.session import Session
+from hostdev.vrings import Vrings
 from hostdev.wire import vhost_user as wire
-from hostdev.wire.balloon import PFN_STRUCT, Role
+from hostdev.wire.balloon import PFN_STRUCT, Config, Role
 from hostdev.wire.vhost_user import Request
+from tests.control_process import controlled
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
 
@@ -279,3 +282,84 @@ def test_without_a_front_end_it_ends_at_once(path: Path) -> None:
     with program(path) as device:
         serves(device.connect())
         assert device.end()[0] == 0
+
+
+# A ring that is to stop and cannot
+
+
+def test_a_stop_that_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front end takes the ring for stopped and gives its memory to others: it is, and its base is the right one."""
+    monkeypatch.setattr(Vrings, "_get_base", die)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        for _ in range(3):
+            works(front)
+        bases = front.stop([Role.REPORTING])
+        assert bases == {Role.REPORTING: 3}
+        front.resume([Role.REPORTING], bases)
+        assert offer(front, 8 * MIB) == 0
+
+
+# What a successor needs and does not find
+
+
+def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Successors that cannot take over write nothing: when it has passed, all is as it was."""
+    monkeypatch.setattr(guest, "MAKESHIFT_SECONDS", 0.2)
+    shortage, succeed = tmp_path / "shortage", succession.succeed
+
+    def fails(*arguments: object, **options: object) -> object:
+        if shortage.exists():
+            raise OSError(errno.ENOMEM, "no memory")
+        return succeed(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "succeed", fails)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        front.write_config(Config(0, 5, 0, 0))
+        shortage.touch()
+        os.kill(device.workers()[0], signal.SIGKILL)
+        assert front.read_config().actual == 0  # it is answered all the same
+        ring = front.rings[Role.REPORTING]
+        front.memory.write(8 * MIB, b"\xaa" * PAGE)
+        head = ring.offer([Buffer(8 * MIB, PAGE, writable=True)])
+        shortage.unlink()
+        assert ring.wait_used(head) == 0
+        assert front.memory.read(8 * MIB, PAGE) == bytes(PAGE)
+        assert front.read_config().actual == 5
+
+
+@pytest.mark.parametrize("at", [0, 4096], ids=["header", "state"])
+def test_a_record_that_is_damaged(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Nothing can be taken over, and messages are answered all the same: QEMU waits for each under its big lock."""
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        for entry in Path(f"/proc/{device.pid}/fd").iterdir():
+            if "balloon-record" in str(entry.readlink()):
+                with Fd(os.open(entry, os.O_RDWR)) as record:
+                    os.pwrite(record.fileno(), b"\xff" * 128 * 1024, at)
+        os.kill(device.workers()[0], signal.SIGKILL)
+        assert front.read_config() == Config()
+        bases = front.stop()
+        assert bases.keys() == set(range(5))
+
+
+def test_no_guest_is_added_to_a_device_that_is_ending(path: Path, tmp_path: Path) -> None:
+    with controlled(tmp_path) as device, device.client() as client:
+        with Frontend(device.device.connect()) as front:
+            front.start()
+            device.device.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not path.exists(), "the socket's removal")
+            added = client.execute("guest-add", **{"socket-path": str(tmp_path / "more.sock")})
+            assert added["error"]["desc"] == "the device is ending"
+            assert not (tmp_path / "more.sock").exists()
+        assert device.device.wait()[0] == 0
+
+
+def test_a_guest_that_is_not_added_leaves_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with controlled(tmp_path) as device, device.client() as client:
+        refused = client.execute("guest-add", **{"socket-path": str(tmp_path / "other" / "balloon.sock")})
+        assert "already" in refused["error"]["desc"]
+        assert list((tmp_path / "other").iterdir()) == []
+        assert device.device.end()[0] == 0
