@@ -4,7 +4,7 @@ A control process that dies takes its clients' connections along and nothing els
 and the listening socket are the keeper's, and a successor is given the workers' pairs again. Used by keeper.py; the other
 side is control.py, and what both say is declared in wire/control.py.
 
-A pair has room for some 450 announcements, and nothing here waits for more: what there is no room for is kept and goes in
+A pair has room for 278 announcements unread, and nothing here waits for more: what there is no room for is kept and goes in
 its turn. Of a place only its present state is, whatever it was meanwhile, so what waits is bounded by the places there are.
 """
 
