@@ -6,6 +6,7 @@ Used by keeper.py. The process itself and its channel are control_link.py's, wha
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import selectors
 import socket
@@ -37,7 +38,10 @@ class ControlDesk:
         self._upgrade = upgrade
         self.link: ControlLink | None = None
         if control is not None and control.listener is not None:
-            self.link = ControlLink(control.listener)
+            self.link = ControlLink(control.listener, watch=self._watch)
+        # The channel as the selector knows it, and what it was told to wait for there.
+        self._watched: socket.socket | None = None
+        self._events = 0
 
     @property
     def listener(self) -> socket.socket | None:
@@ -57,9 +61,20 @@ class ControlDesk:
             self.announce(place)
             if link.is_given_up and place.guest is not None:
                 place.guest.forget_control()
-        channel = link.channel
-        if channel is not None:
-            self._selector.register(channel, selectors.EVENT_READ, lambda: self._serve(link, channel))
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the selector know the channel as it is now."""
+        assert self.link is not None
+        channel, events = self.link.channel, self.link.wanted
+        if (channel, events) == (self._watched, self._events):
+            return
+        if self._watched is not None:
+            self._selector.unregister(self._watched)
+        self._watched, self._events = (channel, events) if events else (None, 0)
+        if self._watched is not None:
+            serve = functools.partial(self._serve, self.link, self._watched)
+            self._selector.register(self._watched, events, serve)
 
     def announce(self, place: Place) -> None:
         """Tell of a place and its guest."""
@@ -76,8 +91,25 @@ class ControlDesk:
         if self.link is not None:
             self.link.answer(envelope)
 
+    def due(self) -> float | None:
+        """When tick() is to be called at the latest, by the monotonic clock; None for never."""
+        return None if self.link is None else self.link.due()
+
+    def tick(self) -> None:
+        """Have done what the time has come for."""
+        if self.link is not None:
+            self.link.tick()
+
     def _serve(self, link: ControlLink, channel: socket.socket) -> None:
-        envelope = link.receive()
+        if link.channel is not channel:
+            return  # closed by an event of the same select()
+        if link.is_waiting:
+            link.flush()
+            return
+        with contextlib.suppress(BlockingIOError):  # what waited has gone meanwhile
+            self._act(link, link.receive())
+
+    def _act(self, link: ControlLink, envelope: Envelope | None) -> None:
         if envelope is not None and envelope.kind == Kind.UPGRADE:
             self._upgrade(envelope)
             return
@@ -85,7 +117,6 @@ class ControlDesk:
             link.answer(answer)
             return
         # It has ended, or says what it has no business to.
-        self._selector.unregister(channel)
         link.replace()
         self._welcome(link)
 
@@ -101,8 +132,6 @@ class ControlDesk:
     def close(self) -> None:
         """End the control process."""
         if self.link is not None:
-            if self.link.channel is not None:
-                self._selector.unregister(self.link.channel)
             self.link.close()
 
     def leave(self) -> None:

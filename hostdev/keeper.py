@@ -149,7 +149,7 @@ class Keeper:
                 key.data()
             except Exception:
                 log.exception("unexpected error in the keeper")
-        for tick in (*(guest.tick for guest in self.guests), self._handover.tick):
+        for tick in (*(guest.tick for guest in self.guests), self._handover.tick, self.control.tick):
             try:
                 tick()
             except Exception:
@@ -164,7 +164,7 @@ class Keeper:
         """Seconds until something is to be done without being called; None for as long as it takes."""
         now = time.monotonic()
         pauses = [self._watch_listener(place) for place in self.places.values()]
-        moments = [guest.due() for guest in self.guests] + [self._handover.due()]
+        moments = [guest.due() for guest in self.guests] + [self._handover.due(), self.control.due()]
         if not self.is_stopping:
             moments.append(self.term_at)
         waits = [max(0.0, moment - now) for moment in moments if moment is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -214,6 +215,34 @@ def test_a_control_process_that_hangs_is_killed(tmp_path: Path) -> None:
         wait_ended(hanging)
     assert status == EXIT_PASS
     assert "the control process does not end: killing process" in said
+
+
+MANY = 700
+
+
+def test_many_places(tmp_path: Path) -> None:
+    """More than a pair has room for: a new control process is told of all of them, and none is killed for it."""
+    with controlled(tmp_path) as device:
+        with device.client() as client:
+            for number in range(MANY):
+                path = str(tmp_path / f"many{number}.sock")
+                assert client.execute("guest-add", **{"socket-path": path}) == {"return": {}}
+                assert client.execute("query-status", guest=f"many{number}")["return"] == {"connected": False}
+            os.kill(device.control_pid, signal.SIGKILL)
+            assert client.is_closed()
+        with device.client() as client:
+            for number in (0, MANY // 2, MANY - 1):
+                wait_for(functools.partial(is_known, client, f"many{number}"), "the place")
+            error = client.execute("query-guests")["error"]
+            assert "too many guests" in error["desc"]
+            assert client.execute("guest-remove", guest="many0") == {"return": {}}
+            assert not is_known(client, "many0")
+        status, said = device.device.end()
+    assert (status, "Traceback" in said, "killing" in said) == (EXIT_PASS, False, False)
+
+
+def is_known(client: QmpSocket, name: str) -> bool:
+    return "return" in client.execute("query-status", guest=name)
 
 
 def test_a_dead_workers_successor_answers(tmp_path: Path) -> None:
