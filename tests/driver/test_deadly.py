@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import births, guest, succession, worker
+from hostdev import births, post, succession, worker
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
 from hostdev.driver import Buffer
@@ -123,7 +123,7 @@ def test_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_message_meets_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is answered by a successor; QEMU holds its big lock for as long as that takes."""
-    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.3)
     deadly_release(monkeypatch, hang)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
@@ -137,7 +137,7 @@ def test_a_message_meets_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("act", [die, hang])
 def test_a_message_that_kills(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> None:
     """Three workers die with it; then it is refused unread, once, and the device releases nothing any more."""
-    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(Session, "_get_queue_num", act)
     with start_device() as device, Frontend(device.connect()) as front:
         front.request(Request.SET_PROTOCOL_FEATURES, wire.U64(0x8208 | 1))
@@ -155,7 +155,7 @@ def test_a_message_that_kills(monkeypatch: pytest.MonkeyPatch, act: Callable[...
 @pytest.mark.parametrize("has_message", [False, True])
 def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch, has_message: bool) -> None:
     """Noticed though nothing is asked of it: its guest waits for an answer that would not come."""
-    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.3)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
@@ -183,7 +183,7 @@ def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.Monk
 
 def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ctrl-Z does: when it goes on, nobody is late, however long it took."""
-    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
@@ -305,7 +305,7 @@ def test_a_stop_that_kills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Successors that cannot take over write nothing: when it has passed, all is as it was."""
-    monkeypatch.setattr(guest, "MAKESHIFT_SECONDS", 0.2)
+    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.2)
     shortage, succeed = tmp_path / "shortage", succession.succeed
 
     def fails(*arguments: object, **options: object) -> object:

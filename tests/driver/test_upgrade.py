@@ -21,7 +21,7 @@ from balloonlab.decode import read_trace
 from hostdev.driver import DEADLINE
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
 from hostdev.fds import Fd
-from hostdev.guest import ANSWER_SECONDS
+from hostdev.post import ANSWER_SECONDS
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.vhost_user import Request
 from tests.control_process import QmpSocket

@@ -17,8 +17,8 @@ import pytest
 
 from hostdev.births import MAX_STARTS, STARTS_SECONDS
 from hostdev.driver import Buffer
-from hostdev.guest import ANSWER_SECONDS
 from hostdev.hinting import ID_MIN, ID_STOP
+from hostdev.post import ANSWER_SECONDS
 from hostdev.wire.balloon import Role
 from qmp_glue.find import Qemu
 from qmp_glue.virtio_pci import PciRing, Status
