@@ -23,10 +23,10 @@ from typing import Any
 from hostdev import fds
 from hostdev.driver import DEADLINE, DriverRing, FrontendError, GuestMemory
 from hostdev.keeper import Keeper
+from hostdev.options import Options
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, DEFAULT_FEATURES, QUEUE_COUNT, Config, Feature
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, ProtocolFeature, Request
-from hostdev.worker import Options
 
 # What QEMU 11.1 acknowledges of what this back end offers.
 PROTOCOL_FEATURES = (

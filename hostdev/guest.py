@@ -13,11 +13,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hostdev import fds, worker
+from hostdev import fds
 from hostdev.control_link import ControlLink
 from hostdev.estate import Estate
 from hostdev.front_end import FrontEnd
 from hostdev.frozen import FrozenGuest, Message
+from hostdev.options import Options
 from hostdev.post import Post
 from hostdev.wire.channel import Answer, ToKeeper, token
 
@@ -27,7 +28,7 @@ class Setting:
     """What a guest needs of the keeper. ended: to be called once everything of it has gone."""
 
     name: str
-    options: worker.Options
+    options: Options
     selector: selectors.BaseSelector
     control: ControlLink | None
     ended: Callable[[Guest], None]

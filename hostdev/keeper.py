@@ -24,12 +24,12 @@ from hostdev.control_socket import ControlSocket
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, CommandError
 from hostdev.guest import Guest, Setting
 from hostdev.handover import Handover
+from hostdev.options import Options
 from hostdev.place import INHERITED, Place
 from hostdev.signals import TERMINATING, Signals
 from hostdev.takeover import Left
 from hostdev.waiting_parent import wait_for_heirs
 from hostdev.wishes import Wishes
-from hostdev.worker import Options
 
 log = logging.getLogger(__name__)
 

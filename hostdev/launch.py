@@ -27,12 +27,12 @@ from hostdev.handover import TAKE_OVER
 from hostdev.host_limits import protect
 from hostdev.keeper import TERM_SECONDS, Keeper
 from hostdev.listening import inherited, is_listening
+from hostdev.options import Options
 from hostdev.place import INHERITED, Place, name_of
 from hostdev.signals import TERMINATING
 from hostdev.takeover import Predecessor
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
-from hostdev.worker import Options
 
 PROGRAM = "vhost-user-balloon"
 

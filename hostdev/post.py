@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hostdev import fds, worker
+from hostdev import fds
 from hostdev.births import Births
 from hostdev.control_link import ControlLink
 from hostdev.errors import UpgradeError
@@ -23,6 +23,7 @@ from hostdev.estate import Estate
 from hostdev.frozen import Message
 from hostdev.message_end import MAX_MESSAGE_DEATHS
 from hostdev.metrics import worth_logging
+from hostdev.options import Options, Start
 from hostdev.wire.channel import Answer, Frame, ToKeeper, ToWorker
 from hostdev.wire.layout import LayoutError
 from hostdev.worker_link import WorkerLink
@@ -47,7 +48,7 @@ class Post:
     """One guest's. answered: called with the answer to the message at hand; ended: once the last worker has, well or not."""
 
     name: str
-    options: worker.Options
+    options: Options
     selector: selectors.BaseSelector
     control: ControlLink | None
     estate: Estate
@@ -100,8 +101,8 @@ class Post:
         if not waits:
             self._give()
 
-    def _beginning(self, *, blamed: bool, waits: bool) -> worker.Start:
-        return worker.Start(
+    def _beginning(self, *, blamed: bool, waits: bool) -> Start:
+        return Start(
             blamed=blamed,
             why_inert=self._births.why_inert or self.why_inert,
             waits=waits,

@@ -16,15 +16,14 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from hostdev import fds
 from hostdev.balloon import Balloon
 from hostdev.commands import Commands
 from hostdev.config_teller import ConfigTeller
 from hostdev.control_end import ControlEnd
-from hostdev.discard import AUTO, Discarder
+from hostdev.discard import Discarder
 from hostdev.errors import RingError
 from hostdev.estate import Estate
 from hostdev.isolation import isolate
@@ -32,13 +31,13 @@ from hostdev.journal import RecordJournal
 from hostdev.message_end import MessageEnd
 from hostdev.metrics import Metrics
 from hostdev.metrics_file import MetricsFile
+from hostdev.options import Options, Start
 from hostdev.record import Record, make_record
 from hostdev.rings import Step
 from hostdev.session import OFFERED_PROTOCOL_FEATURES, Session
 from hostdev.snapshot import Parts, gather
 from hostdev.succession import succeed
 from hostdev.trace import TraceFile, Tracer
-from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 
 log = logging.getLogger(__name__)
 
@@ -50,33 +49,6 @@ MAX_WAIT_MS = 3_600_000
 # Seconds that one turn may take: a message, a command and a step of each ring, some milliseconds. By the clock, for a process
 # may hang without using any CPU; on a host that swaps, a turn takes a second.
 TURN_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says about the device. guest: a label of its metrics, none if empty."""
-
-    discard: str = AUTO
-    hugetlb_release: bool = False
-    features: Feature = DEFAULT_FEATURES
-    metrics_file: Path | None = None
-    trace_file: Path | None = None
-    guest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a worker begins. blamed: its predecessor died of itself. why_inert: it is to release nothing.
-
-    waits: it is on trial, in a new version, and serves nothing before it is told to. makeshift: too many before it could not
-    take over; it answers, if it comes to that, with nothing. quiet: there were many before it, and all is said.
-    """
-
-    blamed: bool = False
-    why_inert: str = ""
-    waits: bool = False
-    makeshift: bool = False
-    quiet: bool = False
 
 
 class Worker:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from hostdev import fds, worker
 from hostdev.child import Child
 from hostdev.estate import Estate
+from hostdev.options import Options, Start
 from hostdev.wire.channel import ANSWER, FRAME, MAX_DATAGRAM, Answer, Frame
 
 
@@ -25,9 +26,7 @@ class WorkerLink:
     channel: to watch for answers. pidfd: readable once it has ended. control: the control process's end of a pair to it.
     """
 
-    def __init__(
-        self, options: worker.Options, estate: Estate, start: worker.Start, *, controlled: bool
-    ) -> None:
+    def __init__(self, options: Options, estate: Estate, start: Start, *, controlled: bool) -> None:
         """Fork it. controlled: make a pair between it and the control process as well. Raises OSError."""
         self.channel, theirs = _pair()
         self.control: fds.Fd | None = None

@@ -30,9 +30,9 @@ from hostdev.frontend import DeviceProcess, Frontend
 from hostdev.journal import recall
 from hostdev.keeper import Keeper
 from hostdev.metrics import Sample
+from hostdev.options import Options, Start
 from hostdev.record import Record
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, HEADER, HEADER_SIZE
-from hostdev.worker import Options, Start
 from tests.control_process import QmpSocket
 from tests.device_program import wait_for
 

@@ -13,10 +13,10 @@ import pytest
 from hostdev.driver import Buffer, GuestMemory
 from hostdev.fds import Fd
 from hostdev.frontend import DeviceProcess, Frontend, start_device
+from hostdev.options import Options
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import STATISTIC, Config, Role, Statistic
 from hostdev.wire.vhost_user import Request
-from hostdev.worker import Options
 from tests.in_process import MIB, PAGE
 
 FREE, LIST = 0x800000, 0x180000

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from hostdev.errors import RingError
+from hostdev.options import Options, Start
 from hostdev.rings import Step
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.channel import Frame, ToKeeper, ToWorker
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
-from hostdev.worker import Options, Start, Worker
+from hostdev.worker import Worker
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from hostdev.errors import SetupError
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
 from hostdev.metrics import Metrics
+from hostdev.options import Options
 from hostdev.trace import MAX_ENTRIES, MAX_RECORD, MAX_TRACE, TraceFile, begin_trace
 from hostdev.wire import trace as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Role
 from hostdev.wire.trace import Cause, Kind
 from hostdev.wire.virtqueue import Descriptor
-from hostdev.worker import Options
 from tests.in_process import InProcess
 
 MIB = 1 << 20
