@@ -17,6 +17,8 @@ class Births:
     def __init__(self) -> None:
         self._starts: collections.deque[float] = collections.deque(maxlen=MAX_STARTS)
         self._stillborn = 0
+        # True once what predecessors left is out of date: every one to come is makeshift.
+        self.is_lost = False
         # Whether the last one came to serve.
         self.has_served = False
         # How many could not be started at all.
@@ -49,11 +51,13 @@ class Births:
     @property
     def is_makeshift(self) -> bool:
         """True if the next is to serve without what cannot be taken over."""
-        return self._stillborn >= MAX_STILLBORN
+        return self.is_lost or self._stillborn >= MAX_STILLBORN
 
     @property
     def why_inert(self) -> str:
         """Why the next is to release nothing, empty if it may."""
+        if self.is_lost:
+            return "what its predecessors left is out of date"
         if self._stillborn < MAX_STILLBORN:
             return ""
         return f"{self._stillborn} workers in a row died before they served"

@@ -131,8 +131,8 @@ class Guest:
 
     @property
     def is_settled(self) -> bool:
-        """False while it cannot be frozen: it is ending, or its worker has not written a record of this version yet."""
-        return self.is_served and self.estate.source is None
+        """False while it cannot be frozen: it is ending, or there is no record of this version that could be gone on with."""
+        return self.is_served and self.estate.source is None and not self._post.is_lost
 
     def stop_worker(self) -> None:
         """Have the worker end at once: freeze() comes next."""

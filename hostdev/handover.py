@@ -190,7 +190,9 @@ class Handover:
         for guest in self._keeper.guests:
             guest.stop_worker()
         frozen = {guest.setting.name: guest.freeze() for guest in self._keeper.guests}
-        self._frozen = {name: guest for name, guest in frozen.items() if guest is not None}
+        # Some may have been seen off while others were being frozen.
+        served = {guest.setting.name for guest in self._keeper.guests if guest.is_served}
+        self._frozen = {name: guest for name, guest in frozen.items() if guest is not None and name in served}
 
     def _leave(self) -> None:
         """All is the other's: let go of it, and remove nothing."""
@@ -213,11 +215,12 @@ class Handover:
     def _fail(self, why: str) -> None:
         """Have nothing be left of it, and go on."""
         child, self._child = self._child, None
-        self._close()
         if child is not None:
             child.kill()
             child.bury(expected=True)
             self._bury_orphans()
+        # Last: one that lives takes the line's end for ours, and all for its own.
+        self._close()
         log.error("the upgrade is refused, version %s serves on: %s", __version__, why)
         for guest in self._keeper.guests:
             guest.thaw()

@@ -291,11 +291,12 @@ class Keeper:
     def adopt(self, left: Left) -> list[Guest]:
         """Take what another version leaves, before run(). Returns the guests: their workers are yet to be prepared."""
         self.signals = Signals(left.signals)
-        self.term_at, self.crashed = left.term_at, left.crashed
         for place in left.places:
             self.add(place)
             if place.name in left.guests:
                 place.guest = Guest.adopted(left.guests[place.name], self._setting(place))
+        # Last: nobody is added to what is ending.
+        self.term_at, self.crashed = left.term_at, left.crashed
         return self.guests
 
     def leave(self) -> None:

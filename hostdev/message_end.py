@@ -18,10 +18,20 @@ from hostdev.journal import RecordJournal
 from hostdev.session import Session
 from hostdev.snapshot import Done
 from hostdev.wire.channel import ANSWER, FRAME, MAX_DATAGRAM, Answer, Frame, ToKeeper, ToWorker, token
-from hostdev.wire.vhost_user import HEADER, HEADER_SIZE
+from hostdev.wire.vhost_user import HEADER, HEADER_SIZE, Request
 
 log = logging.getLogger(__name__)
 
+# What only asks. GET_VRING_BASE is none of these: it stops a ring.
+READING = frozenset(
+    (
+        Request.GET_FEATURES,
+        Request.GET_PROTOCOL_FEATURES,
+        Request.GET_QUEUE_NUM,
+        Request.GET_MAX_MEM_SLOTS,
+        Request.GET_CONFIG,
+    )
+)
 # Workers that die with one message until it is refused unread.
 MAX_MESSAGE_DEATHS = 3
 
@@ -39,6 +49,8 @@ class MessageEnd:
         self.done = Done()
         # True for one that could take nothing over: what the front end sent is not its to drop.
         self.is_makeshift = False
+        # Whether the last message changed something.
+        self._has_changed = False
         # What the keeper was told to hold. None: a predecessor may have told it what is in use now, or not.
         self._told_held: tuple[int, ...] | None = None
 
@@ -54,8 +66,9 @@ class MessageEnd:
 
     def say_ready(self) -> None:
         """This worker serves."""
+        kind = ToKeeper.MAKESHIFT if self.is_makeshift else ToKeeper.READY
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the front end has gone already
-            self._channel.send(ANSWER.encode(Answer(ToKeeper.READY, b"")))
+            self._channel.send(ANSWER.encode(Answer(kind, b"")))
 
     def wait_for_go(self) -> bool:
         """Wait for the keeper's word before anything is served. False when it has closed."""
@@ -88,6 +101,8 @@ class MessageEnd:
         if frame.number == self.done.number:
             fds.close_all(received)
             return
+        request = HEADER.decode(frame.data[:HEADER_SIZE]).request
+        self._has_changed = request not in READING
         reply, closing = self._effect(frame, received)
         self.done = Done(frame.number, reply, closing)
         self._journal.handled(frame.number)
@@ -113,8 +128,10 @@ class MessageEnd:
         """Answer the message that was handled last."""
         if self.done.closing:
             return Answer(ToKeeper.CLOSE, b"")
+        if self.is_makeshift:
+            return Answer(ToKeeper.LOST if self._has_changed else ToKeeper.ANSWER, self.done.reply)
         held = self._session.held()
-        if held == self._told_held or self.is_makeshift:
+        if held == self._told_held:
             return Answer(ToKeeper.ANSWER, self.done.reply)
         self._told_held = held
         return Answer(ToKeeper.HOLDING, self.done.reply, held)

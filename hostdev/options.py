@@ -29,11 +29,13 @@ class Start:
     """How a worker begins. blamed: its predecessor died of itself. why_inert: it is to release nothing.
 
     waits: it is on trial, in a new version, and serves nothing before it is told to. makeshift: too many before it could not
-    take over; it answers, if it comes to that, with nothing. quiet: there were many before it, and all is said.
+    take over; it answers, if it comes to that, without what they left. lost: and that is out of date, whatever it is. quiet: there
+    were many before it, and all is said.
     """
 
     blamed: bool = False
     why_inert: str = ""
     waits: bool = False
     makeshift: bool = False
+    lost: bool = False
     quiet: bool = False

@@ -7,6 +7,7 @@ comes. What is packed stays its owner's: a datagram carries duplicates.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -33,6 +34,8 @@ from hostdev.wire.layout import LayoutError
 from hostdev.wire.record import unpack
 
 _MAX_DEATHS = 255
+# Seconds between two tries to send descriptors that there is no room for.
+RETRY_SECONDS = 0.01
 
 Identity = tuple[int, int] | None
 
@@ -63,8 +66,17 @@ class Line:
         data = wire.encode(Kind(parcel.kind), parcel.sections)
         numbers = array.array("i", [each.fileno() for each in parcel.descriptors])
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
-        self.channel.settimeout(max(0.001, moment - time.monotonic()))
-        self.channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        while True:
+            self.channel.settimeout(max(0.001, moment - time.monotonic()))
+            try:
+                self.channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except OSError as error:
+                # Linux bounds the descriptors that are under way; they arrive while we wait.
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() >= moment:
+                    raise
+                time.sleep(RETRY_SECONDS)
+            else:
+                return
 
     def receive(self, moment: float | None) -> tuple[Datagram, list[Fd]]:
         """Receive, however long it takes if moment is None.

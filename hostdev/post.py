@@ -75,6 +75,11 @@ class Post:
         """The worker that is there."""
         return self._link
 
+    @property
+    def is_lost(self) -> bool:
+        """True once what is in the record is out of date."""
+        return self._births.is_lost
+
     # Filling it
 
     def fill(self, *, blamed: bool, waits: bool = False) -> None:
@@ -96,7 +101,6 @@ class Post:
                 log.error("no worker can be started: %s: trying again", error.strerror)  # noqa: TRY400
             self._start_at = now + RETRY_SECONDS
             return
-        self._retry_at = now + MAKESHIFT_SECONDS if start.makeshift else None
         self._adopt(link)
         if not waits:
             self._give()
@@ -107,6 +111,7 @@ class Post:
             why_inert=self._births.why_inert or self.why_inert,
             waits=waits,
             makeshift=self._births.is_makeshift,
+            lost=self._births.is_lost,
             quiet=not self._is_news,
         )
 
@@ -160,10 +165,16 @@ class Post:
             link.kill()
 
     def _take(self, answer: Answer) -> None:
-        if answer.kind == ToKeeper.READY:
+        if answer.kind in (ToKeeper.READY, ToKeeper.MAKESHIFT):
             self._births.note_life()
-            self.estate.drop_source()
+            if answer.kind == ToKeeper.READY:
+                self.estate.drop_source()
+            elif not self._births.is_lost:
+                self._retry_at = time.monotonic() + MAKESHIFT_SECONDS
             return
+        if answer.kind == ToKeeper.LOST:
+            self._births.is_lost = True
+            self._retry_at = None
         self.estate.settle(answer.held if answer.kind == ToKeeper.HOLDING else None)
         self.message = None
         self._overdue = None
@@ -184,7 +195,7 @@ class Post:
     def _take_rest(self, link: WorkerLink) -> None:
         """Take what a worker that has ended said last, and watch it no more."""
         self._link = None
-        self._overdue = None
+        self._overdue = self._retry_at = None
         self._unwatch(link.channel)
         self._unwatch(link.pidfd)
         for _ in range(MAX_LEFT):
@@ -254,7 +265,9 @@ class Post:
             if not link.has_ended(END_SECONDS):
                 raise UpgradeError(f"{self.name}: the worker does not end")
             self._take_rest(link)
-            link.bury(expected=True)
+            well = link.bury(expected=True)
+            if self._is_closed:
+                self.ended(well)
         self._start_at = None
 
     def await_ready(self, moment: float) -> None:

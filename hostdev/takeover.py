@@ -110,9 +110,9 @@ class Predecessor:
             guest.prepare()
         for guest in guests:
             guest.await_ready(moment)
-        self._say(pack_text(Kind.SERVING, __version__))
         # It kills us when it changes its mind: if it has gone, all that it had is ours alone.
-        with contextlib.suppress(UpgradeError):
+        with contextlib.suppress(UpgradeError, OSError):
+            self._say(pack_text(Kind.SERVING, __version__))
             self._hear()
 
 

@@ -24,7 +24,7 @@ from hostdev.commands import Commands
 from hostdev.config_teller import ConfigTeller
 from hostdev.control_end import ControlEnd
 from hostdev.discard import Discarder
-from hostdev.errors import RingError
+from hostdev.errors import RecordError, RingError
 from hostdev.estate import Estate
 from hostdev.isolation import isolate
 from hostdev.journal import RecordJournal
@@ -35,7 +35,7 @@ from hostdev.options import Options, Start
 from hostdev.record import Record, make_record
 from hostdev.rings import Step
 from hostdev.session import OFFERED_PROTOCOL_FEATURES, Session
-from hostdev.snapshot import Parts, gather
+from hostdev.snapshot import Done, Parts, gather
 from hostdev.succession import succeed
 from hostdev.trace import TraceFile, Tracer
 
@@ -72,8 +72,14 @@ class Worker:
         self._file = MetricsFile(self._metrics, options.metrics_file)
         self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else Tracer()
         self._trace.guest()
-        # A makeshift worker does without: what cannot be read may be there, and what it knows is not to be written.
-        self._record = Record(make_record() if makeshift else self._estate.record)
+        self._is_without = False
+        try:
+            self._record = Record(self._estate.record)
+        except RecordError:
+            if not makeshift:
+                raise
+            self._is_without = True
+            self._record = Record(make_record())
         self._journal = RecordJournal(self._record, self._metrics, self._gather)
         discarder = Discarder(options.discard, hugetlb_release=options.hugetlb_release)
         self.balloon = Balloon(options.features, discarder, self._metrics, self._trace, self._journal)
@@ -95,8 +101,7 @@ class Worker:
         """Go on where a predecessor was killed, if there was one, and say that this worker serves."""
         signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS)
         try:
-            record = Record(self._estate.record) if start.makeshift else self._record
-            self._messages.done = succeed(self._parts, self._estate, record, blamed=start.blamed)
+            self._messages.done = self._succeed(start)
         except Exception:
             if not start.makeshift:
                 raise
@@ -114,6 +119,11 @@ class Worker:
         self._file.touch()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._messages.say_ready()
+
+    def _succeed(self, start: Start) -> Done:
+        if start.lost or self._is_without:
+            raise RecordError("there is no record that could be gone on with")
+        return succeed(self._parts, self._estate, self._record, blamed=start.blamed)
 
     def _make_do(self) -> None:
         """Answer messages, at least: the front end waits for that, and its guest with it."""

@@ -2,7 +2,7 @@
 
     keeper -> worker   MESSAGE: a whole vhost-user message, header and payload, with its descriptors; INERT: why; GO, once,
                        to one that was started to wait for it
-    worker -> keeper   READY once it serves; then for each MESSAGE one of ANSWER, HOLDING and CLOSE
+    worker -> keeper   READY or MAKESHIFT once it serves; then for each MESSAGE one of ANSWER, HOLDING, LOST and CLOSE
 
 The keeper numbers the messages of a front end, 1 and up, and gives one again, under its number, to the successor of a
 worker that died with it. A descriptor is known to both by its token: the number of the message that brought it and its
@@ -32,12 +32,18 @@ class ToWorker(IntEnum):
 
 
 class ToKeeper(IntEnum):
-    """What an Answer is. HOLDING: the descriptors that are in use have changed. CLOSE: the front end's fault."""
+    """What an Answer is. HOLDING: the descriptors that are in use have changed. CLOSE: the front end's fault.
+
+    MAKESHIFT: in place of READY, by one that serves without what its predecessors left. LOST: an ANSWER of such a one to what
+    changes something: what they left is out of date from now on.
+    """
 
     READY = 1
     ANSWER = 2
     HOLDING = 3
     CLOSE = 4
+    MAKESHIFT = 5
+    LOST = 6
 
 
 @dataclass(frozen=True, slots=True)

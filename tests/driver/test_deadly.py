@@ -23,6 +23,7 @@ from hostdev.driver import Buffer
 from hostdev.fds import Fd
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
+from hostdev.options import Options
 from hostdev.session import Session
 from hostdev.vrings import Vrings
 from hostdev.wire import vhost_user as wire
@@ -327,6 +328,54 @@ def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         assert ring.wait_used(head) == 0
         assert front.memory.read(8 * MIB, PAGE) == bytes(PAGE)
         assert front.read_config().actual == 5
+
+
+def test_what_changes_in_a_shortage_is_not_taken_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A makeshift has said that the ring stopped: no successor may go on with a record in which it runs."""
+    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.1)
+    shortage, succeed = tmp_path / "shortage", succession.succeed
+
+    def fails(*arguments: object, **options: object) -> object:
+        if shortage.exists():
+            raise OSError(errno.ENOMEM, "no memory")
+        return succeed(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "succeed", fails)
+    with start_device() as device, Frontend(device.connect()) as front:
+        front.start()
+        works(front)
+        shortage.touch()
+        os.kill(device.workers()[0], signal.SIGKILL)
+        front.stop()
+        shortage.unlink()
+        ring = front.rings[Role.REPORTING]
+        before = ring.used_index
+        ring.offer([Buffer(8 * MIB, PAGE, writable=True)])
+        for _ in range(3):
+            (pid,) = device.workers()
+            with Fd(os.pidfd_open(pid)) as ended:
+                os.kill(pid, signal.SIGKILL)
+                wait_ended(ended)
+            front.read_config()
+        assert ring.used_index == before
+
+
+def test_a_trace_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    """It is what keeps successors from serving, so the sixth leaves it, and takes over everything else."""
+    trace = tmp_path / "trace"
+    with start_device(Options(trace_file=trace)) as device, Frontend(device.connect()) as front:
+        front.start()
+        works(front)
+        trace.write_bytes(b"something else, and long enough to be no header of a trace")
+        for actual in (7, 8):
+            os.kill(device.workers()[0], signal.SIGKILL)
+            front.write_config(Config(0, actual, 0, 0))
+            assert offer(front, 8 * MIB) == 0
+            assert front.read_config().actual == actual
+        os.kill(device.workers()[0], signal.SIGKILL)
+        assert front.read_config().actual == 8
 
 
 @pytest.mark.parametrize("at", [0, 4096], ids=["header", "state"])
