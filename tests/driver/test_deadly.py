@@ -304,9 +304,9 @@ def test_a_stop_that_kills(monkeypatch: pytest.MonkeyPatch) -> None:
 # What a successor needs and does not find
 
 
-def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Successors that cannot take over write nothing: when it has passed, all is as it was."""
-    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.2)
+@pytest.fixture
+def shortage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """While this file is there no successor finds the memory to take over with."""
     shortage, succeed = tmp_path / "shortage", succession.succeed
 
     def fails(*arguments: object, **options: object) -> object:
@@ -315,6 +315,12 @@ def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         return succeed(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker, "succeed", fails)
+    return shortage
+
+
+def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Path) -> None:
+    """Successors that cannot take over write nothing: when it has passed, all is as it was."""
+    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.2)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         front.write_config(Config(0, 5, 0, 0))
@@ -331,18 +337,10 @@ def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_what_changes_in_a_shortage_is_not_taken_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, shortage: Path
 ) -> None:
     """A makeshift has said that the ring stopped: no successor may go on with a record in which it runs."""
     monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.1)
-    shortage, succeed = tmp_path / "shortage", succession.succeed
-
-    def fails(*arguments: object, **options: object) -> object:
-        if shortage.exists():
-            raise OSError(errno.ENOMEM, "no memory")
-        return succeed(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(worker, "succeed", fails)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         works(front)
