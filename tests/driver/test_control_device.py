@@ -45,7 +45,10 @@ INTERVAL = "guest-stats-polling-interval"
 
 
 class MainLoop(threading.Thread):
-    """Reads what the back end says of its own accord, as QEMU's main loop does: the first byte, then the rest."""
+    """Reads what the back end says of its own accord, as QEMU's main loop does: the first byte, then the rest.
+
+    A front end that goes in the middle of a message finds its end instead.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         super().__init__(daemon=True)
@@ -54,7 +57,7 @@ class MainLoop(threading.Thread):
 
     def run(self) -> None:
         with contextlib.suppress(OSError):
-            while header := self._channel.recv(wire.HEADER_SIZE, socket.MSG_WAITALL):
+            while len(header := self._channel.recv(wire.HEADER_SIZE, socket.MSG_WAITALL)) == wire.HEADER_SIZE:
                 self.requests.append(wire.HEADER.decode(header).request)
 
 
