@@ -24,7 +24,7 @@ from hostdev.estimates import Estimates
 from hostdev.session import Session
 from hostdev.target import Target, logical_size
 from hostdev.wire.balloon import Feature, Role
-from hostdev.wire.control import Envelope, Kind
+from hostdev.wire.control import Envelope, Kind, refusal, result
 
 # Seconds that a guest gets to answer a question for statistics: it takes some milliseconds. As in cloud-hypervisor.
 STATISTICS_SECONDS = 1.0
@@ -144,11 +144,10 @@ class Commands:
         return handler(_Command(envelope.id, command.get("arguments", {})))
 
     def _answer(self, number: int, value: object) -> None:
-        self.outgoing.append(Envelope(Kind.RETURN, number, json.dumps(value).encode()))
+        self.outgoing.append(result(number, value))
 
     def _refuse(self, number: int, error: CommandError) -> None:
-        text = json.dumps({"class": error.error_class, "desc": str(error)}).encode()
-        self.outgoing.append(Envelope(Kind.ERROR, number, text))
+        self.outgoing.append(refusal(number, str(error), error.error_class))
 
     def _forget(self, number: int) -> None:
         """The client has gone: nothing is owed to it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import selectors
 import socket
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from hostdev.control_link import ControlLink
 from hostdev.control_socket import ControlSocket
 from hostdev.place import Place
-from hostdev.wire.control import Envelope, Kind
+from hostdev.wire.control import Envelope, Kind, refusal
 from hostdev.wishes import Wishes
 
 
@@ -124,10 +123,9 @@ class ControlDesk:
         """Refuse what has been asked and not been heard yet."""
         if self.link is None or self.link.channel is None:
             return
-        text = json.dumps({"class": "GenericError", "desc": why}).encode()
         with contextlib.suppress(BlockingIOError):
             while (envelope := self.link.receive()) is not None:
-                self.link.answer(Envelope(Kind.ERROR, envelope.id, text))
+                self.link.answer(refusal(envelope.id, why))
 
     def close(self) -> None:
         """End the control process."""

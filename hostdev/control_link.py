@@ -14,7 +14,6 @@ import collections
 import contextlib
 import errno
 import functools
-import json
 import logging
 import select
 import selectors
@@ -24,7 +23,7 @@ from collections.abc import Callable
 
 from hostdev import control, fds
 from hostdev.child import END_DEADLINE, Child
-from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
+from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind, refusal
 from hostdev.wire.layout import LayoutError
 
 log = logging.getLogger(__name__)
@@ -305,9 +304,8 @@ class ControlLink:
 
 def _too_long(answer: Envelope) -> Envelope:
     """What is said in place of an answer that would be cut off."""
-    error = {
-        "class": "GenericError",
-        "desc": f"the answer is longer than {MAX_ENVELOPE} bytes: there are too many guests to be told of at once; "
+    return refusal(
+        answer.id,
+        f"the answer is longer than {MAX_ENVELOPE} bytes: there are too many guests to be told of at once; "
         "ask for one at a time, with query-status and its name",
-    }
-    return Envelope(Kind.ERROR, answer.id, json.dumps(error).encode())
+    )

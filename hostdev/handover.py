@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import selectors
@@ -31,8 +30,7 @@ from hostdev.parcels import Line, Parcel, pack_guest, pack_keeper, pack_place
 from hostdev.record import header_bytes
 from hostdev.waiting_parent import adopt_orphans, children
 from hostdev.wire import handover as wire
-from hostdev.wire.control import Envelope
-from hostdev.wire.control import Kind as Control
+from hostdev.wire.control import Envelope, refusal, result
 from hostdev.wire.handover import KeeperState, Kind, Tag, VersionsState
 from hostdev.wire.layout import LayoutError
 
@@ -205,7 +203,7 @@ class Handover:
         control = self._keeper.control
         control.refuse_all("the device has just been upgraded: ask again")
         for each in self._asked:
-            control.answer(Envelope(Control.RETURN, each.id, b"{}"))
+            control.answer(result(each.id, {}))
         for guest in self._frozen.values():
             guest.close()
         self._keeper.leave()
@@ -224,10 +222,9 @@ class Handover:
         log.error("the upgrade is refused, version %s serves on: %s", __version__, why)
         for guest in self._keeper.guests:
             guest.thaw()
-        text = json.dumps({"class": "GenericError", "desc": f"version {__version__} serves on: {why}"})
         asked, self._asked = self._asked, []
         for each in asked:
-            self._keeper.control.answer(Envelope(Control.ERROR, each.id, text.encode()))
+            self._keeper.control.answer(refusal(each.id, f"version {__version__} serves on: {why}"))
 
     def _close(self) -> None:
         if self._line is not None:

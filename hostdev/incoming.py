@@ -42,11 +42,6 @@ class Incoming:
         return bool(data)
 
     @property
-    def is_begun(self) -> bool:
-        """True in the middle of a message."""
-        return bool(self._data)
-
-    @property
     def is_whole(self) -> bool:
         """True once it can be taken."""
         return bool(self._data) and self._missing() == 0

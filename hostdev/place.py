@@ -68,11 +68,6 @@ class Place:
         return self._acceptor
 
     @property
-    def is_free(self) -> bool:
-        """False while a front end is served or its worker is still ending: the next one waits for that."""
-        return self.guest is None
-
-    @property
     def is_connected(self) -> bool:
         """True while there is a front end."""
         return self.guest is not None and self.guest.is_served

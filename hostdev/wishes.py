@@ -5,12 +5,11 @@ Texts come as bare names and paths and go as JSON: the keeper writes some and pa
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from hostdev.errors import CommandError, SetupError
 from hostdev.place import Place
-from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Envelope, Kind
+from hostdev.wire.control import QUIT_ACCEPTED, QUIT_FORCED, QUIT_REFUSED, Envelope, Kind, refusal, result
 
 if TYPE_CHECKING:
     from hostdev.keeper import Keeper
@@ -28,18 +27,18 @@ class Wishes:
             return self._quit(asked)
         try:
             if asked.kind == Kind.GUESTS:
-                return _answer(asked, self._guests())
+                return result(asked.id, self._guests())
             name = asked.text.decode(errors="surrogateescape")
             if asked.kind == Kind.ADD:
                 self._add(name)
-                return _answer(asked, {})
+                return result(asked.id, {})
             if asked.kind == Kind.REMOVE:
                 self._keeper.remove(name)
-                return _answer(asked, {})
+                return result(asked.id, {})
         except (CommandError, SetupError) as error:
-            return _refusal(asked, str(error))
+            return refusal(asked.id, str(error))
         except OSError as error:
-            return _refusal(asked, f"the host refuses: {error.strerror}")
+            return refusal(asked.id, f"the host refuses: {error.strerror}")
         return None
 
     def _add(self, path: str) -> None:
@@ -70,12 +69,3 @@ def _describe(place: Place) -> dict[str, Any]:
         if place.guest.worker is not None:
             values["worker"] = place.guest.worker
     return values
-
-
-def _answer(asked: Envelope, value: object) -> Envelope:
-    return Envelope(Kind.RETURN, asked.id, json.dumps(value).encode())
-
-
-def _refusal(asked: Envelope, text: str) -> Envelope:
-    error = {"class": "GenericError", "desc": text}
-    return Envelope(Kind.ERROR, asked.id, json.dumps(error).encode())

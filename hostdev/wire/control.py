@@ -17,6 +17,7 @@ Names and paths are bare text and not JSON: the keeper parses none.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -63,3 +64,13 @@ QUIT_REFUSED = (
     b'{"class": "GenericError", "desc": "a front end is connected: its VM would not survive; '
     b'ask the guest to shut down, or give \\"force\\": true"}'
 )
+
+
+def result(number: int, value: object) -> Envelope:
+    """Answer a question with a value."""
+    return Envelope(Kind.RETURN, number, json.dumps(value).encode())
+
+
+def refusal(number: int, text: str, error_class: str = "GenericError") -> Envelope:
+    """Answer a question with an error, as QMP has it."""
+    return Envelope(Kind.ERROR, number, json.dumps({"class": error_class, "desc": text}).encode())

@@ -38,6 +38,16 @@ def worker(process: ControlProcess) -> Iterator[FakeWorker]:
 
 
 @pytest.fixture
+def other(process: ControlProcess, worker: FakeWorker) -> Iterator[FakeWorker]:
+    """The worker of a second guest, vm2."""
+    assert worker.commands == []
+    other = FakeWorker()
+    process.announce(other, "vm2")
+    yield other
+    other.close()
+
+
+@pytest.fixture
 def client(process: ControlProcess) -> Iterator[QmpSocket]:
     with process.connect() as client:
         yield client

@@ -371,16 +371,6 @@ def test_the_keepers_end_between_two_workers(scene: Scene) -> None:
 # Several guests
 
 
-@pytest.fixture
-def other(process: ControlProcess, worker: FakeWorker) -> Iterator[FakeWorker]:
-    """The worker of a second guest, vm2."""
-    assert worker.commands == []
-    other = FakeWorker()
-    process.announce(other, "vm2")
-    yield other
-    other.close()
-
-
 def test_a_guest_is_asked_by_its_name(client: QmpSocket, worker: FakeWorker, other: FakeWorker) -> None:
     """Which is no business of the worker's."""
     for name, asked in ((GUEST, worker), ("vm2", other)):

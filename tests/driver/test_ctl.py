@@ -28,16 +28,6 @@ GUESTS = [
 ]
 
 
-@pytest.fixture
-def other(process: ControlProcess, worker: FakeWorker) -> Iterator[FakeWorker]:
-    """The worker of a second guest, vm2."""
-    assert worker.commands == []
-    other = FakeWorker()
-    process.announce(other, "vm2")
-    yield other
-    other.close()
-
-
 @contextlib.contextmanager
 def ctl(process: ControlProcess, *words: str, folder: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run it as a person does."""
