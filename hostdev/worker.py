@@ -123,7 +123,7 @@ class Worker:
     def _succeed(self, start: Start) -> Done:
         if start.lost or self._is_without:
             raise RecordError("there is no record that could be gone on with")
-        return succeed(self._parts, self._estate, self._record, blamed=start.blamed)
+        return succeed(self._parts, self._estate, self._record, start)
 
     def _make_do(self) -> None:
         """Answer messages, at least: the front end waits for that, and its guest with it."""

@@ -182,7 +182,7 @@ def test_an_empty_file_is_refused() -> None:
 def test_fields_and_sections_of_other_versions() -> None:
     """A field that is not there yet is 0; one that is not known yet, or a section, is passed over; a cut end is left out."""
     section = wire.section
-    device = wire.DEVICE_STRUCT.pack(*range(1, 13))
+    device = wire.DEVICE_STRUCT.pack(*range(1, len(wire.DeviceRecord._fields) + 1))
     image = (
         section(Tag.SESSION, wire.SESSION_STRUCT.pack(1, 2, 3, 4, 0) + b"and more")
         + wire.SECTION_STRUCT.pack(999, 5)
