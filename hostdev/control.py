@@ -27,6 +27,7 @@ from hostdev.control_keeper import KeeperEnd
 from hostdev.control_peer import ask_guest, ids
 from hostdev.errors import CommandError
 from hostdev.isolation import isolate
+from hostdev.log_limit import limit_log
 from hostdev.metrics import worth_logging
 from hostdev.qmp_session import Command, version
 from hostdev.qom import qom_list
@@ -53,6 +54,7 @@ def start(channel: socket.socket, listener: socket.socket, generation: int) -> i
     generation: how many there were before, so that no answer to one of them is taken for ours.
     """
     isolate(channel, listener)
+    limit_log()
     Control(channel, listener, generation).run()
     return 0
 

@@ -28,6 +28,7 @@ from hostdev.errors import RecordError, RingError
 from hostdev.estate import Estate
 from hostdev.isolation import isolate
 from hostdev.journal import RecordJournal
+from hostdev.log_limit import limit_log
 from hostdev.message_end import MessageEnd
 from hostdev.metrics import Metrics
 from hostdev.metrics_file import MetricsFile
@@ -336,6 +337,7 @@ def start(
     control: our end of the pair to the control process.
     """
     isolate(channel, *([] if control is None else [control]), *estate.descriptors())
+    limit_log()
     if start.makeshift:
         # A full disk under a mapped file is a SIGBUS.
         options = replace(options, metrics_file=None, trace_file=None)
