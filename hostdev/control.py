@@ -93,11 +93,13 @@ class Control:
             (self._clients[number], mask) for number, mask in events.items() if number in self._clients
         ]
         guests = self._guests.ready(events)
-        if self._keeper.number in events and not self._serve_keeper():
+        is_told = self._keeper.number in events
+        if is_told and not self._serve_keeper():
             return False
         for guest, peer, mask in guests:
             guest.serve(peer, mask)
-        if self._acceptor.listener.fileno() in events and not self._is_succeeded:
+        # Not before all is heard that the keeper has to say: a client may ask of it at once.
+        if not is_told and self._acceptor.listener.fileno() in events and not self._is_succeeded:
             self._accept()
         for client, mask in clients:
             if not client.serve(mask):
