@@ -80,7 +80,7 @@ FAULTS: tuple[Fault, ...] = (
         "giver.py",
         "    base = part.region.file_offset\n",
         "    base = part.region.guest_address\n",
-        ("tests/property/test_memory.py", "tests/unit/test_discard.py", *BALLOON),
+        ("tests/unit/test_giver.py",),
     ),
     _one(
         "split-past-the-region",
