@@ -240,6 +240,13 @@ def test_descriptions_that_do_not_fit(description: MemoryRegion) -> None:
         assert not fd.closed
 
 
+@pytest.mark.parametrize(("offset", "size"), [(0, 3), (1, 2), (2, 1), (1 << 20, 1)])
+def test_what_is_behind_the_files_end_is_said(offset: int, size: int) -> None:
+    """In pages. mmap would refuse it too, in words that help nobody."""
+    with memfd(2 * PAGE) as fd, pytest.raises(RequestError, match="memory backend and of -m must agree"):
+        Region(MemoryRegion(0, size * PAGE, 0, offset * PAGE), fd)
+
+
 def test_the_last_page_of_the_address_space() -> None:
     each = region((1 << 64) - PAGE, PAGE, (1 << 64) - PAGE)
     assert (each.guest_end, each.user_end) == (1 << 64, 1 << 64)
