@@ -93,11 +93,6 @@ class Region:
         self.mapping.madvise(advice, self._lead + offset, length)
 
     @property
-    def is_cut_short(self) -> bool:
-        """True if the file has become shorter than the region: a touch of what is gone would be a SIGBUS."""
-        return os.fstat(self.fd.fileno()).st_size < self.file_end
-
-    @property
     def may_shrink(self) -> bool:
         """True if nothing keeps the file from being cut short: QEMU seals a memfd against that, unless told otherwise."""
         try:
