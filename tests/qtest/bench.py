@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from balloonlab.device import DeviceProcess
+from balloonlab.device import Counters, DeviceProcess
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
 from qmp_glue.board import PLAIN, Board
@@ -78,6 +78,7 @@ class Bench:
             self._process = DeviceProcess(folder, discard="auto", control=True, options=options)
         self._stack = contextlib.AsyncExitStack()
         self._qemu = qemu
+        self._qemu_log = folder / "qemu.log"
         self.is_spent = False
         self.rings: dict[Role, PciRing] = {}
 
@@ -93,7 +94,7 @@ class Bench:
             qtest=theirs.fileno(),
             extra=() if self.ours else BUILT_IN,
         )
-        self.vm = VirtualMachine(self._qemu, machine)
+        self.vm = VirtualMachine(self._qemu, machine, log=self._qemu_log)
         self.qtest = Qtest(ours, seconds=WAIT_SECONDS)
         try:
             self._runner.run(self.vm.start())
@@ -211,6 +212,15 @@ class Bench:
         """Let time pass for QEMU's balloon, whose clock stands still here; ours goes by the host's."""
         if not self.ours:
             self.qtest.clock_step(int(seconds * 1e9))
+
+    def qemu_log(self) -> str:
+        """Return what QEMU wrote so far."""
+        return self._qemu_log.read_text()
+
+    def counters(self) -> Counters:
+        """Return our device's counters, as they were half a second ago at the latest."""
+        assert self._process is not None
+        return self._process.counters()
 
     def device_log(self) -> str:
         """Return what our device wrote so far."""
