@@ -168,6 +168,11 @@ class VirtioPciDevice:
         write = {1: self.qtest.writeb, 2: self.qtest.writew, 4: self.qtest.writel}[width]
         write(address, value)
 
+    @property
+    def config_address(self) -> int:
+        """The guest physical address of the device's own config space."""
+        return self._base(CapabilityType.DEVICE)
+
     def read_config(self, offset: int, width: int) -> int:
         """Read 1, 2 or 4 bytes of the device's own config space, in one access."""
         return self._access(self._base(CapabilityType.DEVICE) + offset, width)
