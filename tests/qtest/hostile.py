@@ -50,7 +50,8 @@ class Witness:
         status = self._bench.command("query-status")
         return status["worker"], status["inert"]
 
-    def _lines(self) -> list[str]:
+    def said(self) -> list[str]:
+        """Return what QEMU has written since, line by line."""
         lines = self._bench.qemu_log()[self._qemu_said :].splitlines()
         return [line.partition(": ")[2] for line in lines]
 
@@ -66,8 +67,8 @@ class Witness:
         self.check_service()
 
     def _check_texts(self) -> None:
-        self._bench.wait_until(lambda: len(self._lines()) >= len(self.expected), "QEMU says nothing")
-        said = self._lines()
+        self._bench.wait_until(lambda: len(self.said()) >= len(self.expected), "QEMU says nothing")
+        said = self.said()
         assert len(said) == len(self.expected), said
         assert all(line.startswith(begin) for line, begin in zip(said, self.expected, strict=True)), said
         told = self._bench.device_log()[self._device_said :]
