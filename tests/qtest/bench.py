@@ -23,7 +23,9 @@ from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import Machine, VhostUserBalloon
 from qmp_glue.errors import CommandFailedError, VmError
 from qmp_glue.find import Qemu
+from qmp_glue.hotplug import BALLOON_ID, plug_balloon
 from qmp_glue.monitor import Monitor
+from qmp_glue.pci import eject, open_root_port
 from qmp_glue.qtest import Qtest
 from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
 from qmp_glue.vm import VirtualMachine
@@ -40,6 +42,7 @@ RING_SIZE = 128
 LIST = 0x300000
 FREE = 8 * MIB
 PATTERN = 0xAA
+PLUGGED_BUS = 1
 # Far above what anything here takes (a few milliseconds), for loaded machines.
 WAIT_SECONDS = 20.0
 
@@ -66,10 +69,12 @@ class Bench:
         ours: bool,
         ram_bytes: int = RAM_BYTES,
         board: Board = PLAIN,
+        plugged: bool = True,
         options: Sequence[str] = (),
     ) -> None:
-        """options: of our device."""
+        """plugged: whether ours is there from the start, or comes by plug(). options: of our device."""
         self.ours = ours
+        self._plugged = plugged
         self._ram_bytes = ram_bytes
         self._board = board
         self._runner = asyncio.Runner()
@@ -90,7 +95,7 @@ class Bench:
             self._ram_bytes,
             accelerator="qtest",
             board=self._board,
-            balloon=VhostUserBalloon(balloon.fileno()) if balloon else None,
+            balloon=VhostUserBalloon(balloon.fileno(), plugged=self._plugged) if balloon else None,
             qtest=theirs.fileno(),
             extra=() if self.ours else BUILT_IN,
         )
@@ -110,7 +115,8 @@ class Bench:
         self.qmp("set-action", {"reboot": "reset"})
         with self.vm.ram_file.open("r+b") as ram:
             self._ram = mmap.mmap(ram.fileno(), self._ram_bytes)
-        self.device = VirtioPciDevice.find(self.qtest)
+        if self._plugged:
+            self.device = VirtioPciDevice.find(self.qtest)
         self._balloon_monitor = self.vm.monitor
         if self._process is not None:
             self._connect(self._process)
@@ -226,6 +232,23 @@ class Bench:
         """Return what our device wrote so far."""
         assert self._process is not None
         return self._process.log_text()
+
+    def plug(self) -> None:
+        """Bring our device, behind the board's root port, and find it."""
+        self._runner.run(plug_balloon(self.vm))
+        open_root_port(self.qtest, PLUGGED_BUS)
+        self.device = VirtioPciDevice.find(self.qtest, PLUGGED_BUS)
+
+    def unplug(self) -> None:
+        """Take it away, without a word to its driver."""
+        self.qmp("device_del", {"id": BALLOON_ID})
+        eject(self.qtest)
+        while True:
+            gone = self._runner.run(self.vm.monitor.wait_event("DEVICE_DELETED", seconds=WAIT_SECONDS))[
+                "data"
+            ]
+            if isinstance(gone, dict) and gone.get("device") == BALLOON_ID:
+                return
 
     def system_reset(self) -> None:
         """Reset the whole machine, and find the device again: it has lost its BARs."""
