@@ -23,9 +23,7 @@ from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import Machine, VhostUserBalloon
 from qmp_glue.errors import CommandFailedError, VmError
 from qmp_glue.find import Qemu
-from qmp_glue.hotplug import BALLOON_ID, plug_balloon
 from qmp_glue.monitor import Monitor
-from qmp_glue.pci import eject, open_root_port
 from qmp_glue.qtest import Qtest
 from qmp_glue.virtio_pci import PciRing, Status, VirtioPciDevice
 from qmp_glue.vm import VirtualMachine
@@ -42,7 +40,6 @@ RING_SIZE = 128
 LIST = 0x300000
 FREE = 8 * MIB
 PATTERN = 0xAA
-PLUGGED_BUS = 1
 # Far above what anything here takes (a few milliseconds), for loaded machines.
 WAIT_SECONDS = 20.0
 
@@ -71,9 +68,11 @@ class Bench:
         board: Board = PLAIN,
         plugged: bool = True,
         options: Sequence[str] = (),
+        extra: Sequence[str] = (),
     ) -> None:
-        """plugged: whether ours is there from the start, or comes by plug(). options: of our device."""
+        """plugged: whether ours is there from the start, or is plugged later. options: of our device. extra: of QEMU."""
         self.ours = ours
+        self._extra = tuple(extra)
         self._plugged = plugged
         self._ram_bytes = ram_bytes
         self._board = board
@@ -97,7 +96,7 @@ class Bench:
             board=self._board,
             balloon=VhostUserBalloon(balloon.fileno(), plugged=self._plugged) if balloon else None,
             qtest=theirs.fileno(),
-            extra=() if self.ours else BUILT_IN,
+            extra=self._extra if self.ours else (*self._extra, *BUILT_IN),
         )
         self.vm = VirtualMachine(self._qemu, machine, log=self._qemu_log)
         self.qtest = Qtest(ours, seconds=WAIT_SECONDS)
@@ -232,23 +231,6 @@ class Bench:
         """Return what our device wrote so far."""
         assert self._process is not None
         return self._process.log_text()
-
-    def plug(self) -> None:
-        """Bring our device, behind the board's root port, and find it."""
-        self._runner.run(plug_balloon(self.vm))
-        open_root_port(self.qtest, PLUGGED_BUS)
-        self.device = VirtioPciDevice.find(self.qtest, PLUGGED_BUS)
-
-    def unplug(self) -> None:
-        """Take it away, without a word to its driver."""
-        self.qmp("device_del", {"id": BALLOON_ID})
-        eject(self.qtest)
-        while True:
-            gone = self._runner.run(self.vm.monitor.wait_event("DEVICE_DELETED", seconds=WAIT_SECONDS))[
-                "data"
-            ]
-            if isinstance(gone, dict) and gone.get("device") == BALLOON_ID:
-                return
 
     def system_reset(self) -> None:
         """Reset the whole machine, and find the device again: it has lost its BARs."""

@@ -11,6 +11,7 @@ import pytest
 
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import STATISTIC, Role, Statistic
+from qmp_glue.pci import COMMAND_MEMORY, REGISTER_COMMAND
 from qmp_glue.virtio_pci import Status
 from tests.qtest.bench import FREE, LIST, MIB, PAGE, RAM_BYTES, Bench
 from tests.qtest.hostile import INTERRUPTS, LAST_ADDRESS, MAX_LENGTH, Witness, await_broken
@@ -18,6 +19,7 @@ from tests.qtest.test_statistics import named, offer
 
 BIG = RAM_BYTES - FREE
 ROUNDS, FLOOD = 30, 16
+ON_ITS_WAY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 
 
 @pytest.fixture
@@ -61,6 +63,37 @@ def test_pauses_under_a_flood(bench: Bench, witness: Witness) -> None:
     returned += [head for head, _length in ring.take_used()]
     assert returned == offered
     assert bench.holds(FREE, FLOOD * MIB, 0)
+    witness.needs_reset = False
+
+
+def test_a_driver_that_comes_and_goes(bench: Bench, witness: Witness) -> None:
+    """DRIVER_OK taken back and given again without a reset, which no driver may do (virtio 1.3, 2.1.1)."""
+    ring = bench.rings[Role.REPORTING]
+    bench.fill(FREE, 2 * FLOOD * MIB)
+    heads = []
+    for number in range(FLOOD):
+        heads.append(ring.offer([Buffer(FREE + 2 * number * MIB, 2 * MIB, writable=True)]))
+        bench.device.write_register("device_status", ON_ITS_WAY)
+        bench.device.write_register("device_status", ON_ITS_WAY | Status.DRIVER_OK)
+    bench.wait_for_index(ring, FLOOD)
+    assert ring.take_used() == [(head, 0) for head in heads]
+    assert bench.holds(FREE, 2 * FLOOD * MIB, 0)
+    witness.needs_reset = False
+
+
+@pytest.mark.parametrize("command", [0, COMMAND_MEMORY], ids=["nothing", "its registers"])
+def test_a_device_that_may_no_longer_use_memory(bench: Bench, witness: Witness, command: int) -> None:
+    """Without bus mastering QEMU takes DRIVER_OK back. What was reported before is released, or is offered again."""
+    ring = bench.rings[Role.REPORTING]
+    bench.fill(FREE, 128 * MIB)
+    head = ring.offer([Buffer(FREE, 128 * MIB, writable=True)])
+    enabled = bench.device.function.read(REGISTER_COMMAND)
+    bench.device.function.write(REGISTER_COMMAND, command)
+    bench.device.function.write(REGISTER_COMMAND, enabled)
+    assert Status.DRIVER_OK not in bench.device.status
+    bench.device.add_status(Status.DRIVER_OK)
+    assert ring.wait_used(head) == 0
+    assert bench.holds(FREE, 128 * MIB, 0)
     witness.needs_reset = False
 
 

@@ -34,6 +34,7 @@ from tests.qtest.hostile import (
     started,
 )
 
+NO_VECTOR = 0xFFFF  # VIRTIO_MSI_NO_VECTOR (virtio 1.3, 4.1.4.3)
 PARTS = ("descriptors", "available", "used")
 
 
@@ -225,6 +226,19 @@ def test_a_status_out_of_nowhere(bench: Bench, witness: Witness, status: int) ->
 
 
 # --- notifications ---
+
+
+@pytest.mark.parametrize("vector", [100, 2048, 0xFFFE])
+def test_vectors_that_do_not_exist(bench: Bench, witness: Witness, vector: int) -> None:
+    bench.set_up()
+    bench.device.write_register("config_msix_vector", vector)
+    assert bench.device.read_register("config_msix_vector") == NO_VECTOR
+    for role in Role:
+        bench.device.write_register("queue_select", role)
+        bench.device.write_register("queue_msix_vector", vector)
+        assert bench.device.read_register("queue_msix_vector") == NO_VECTOR
+    bench.device.add_status(Status.DRIVER_OK)
+    witness.needs_reset = False
 
 
 @pytest.mark.parametrize("when", ["after reset", "before DRIVER_OK", "after it"])

@@ -10,10 +10,13 @@ from hostdev.driver import Buffer
 from hostdev.wire.balloon import Role
 from qmp_glue.board import Board
 from qmp_glue.find import Qemu
-from qmp_glue.virtio_pci import Status
-from tests.qtest.bench import FREE, LIST, MIB, PAGE, RINGS_AT, Bench
+from qmp_glue.hotplug import BALLOON_ID, plug_balloon
+from qmp_glue.pci import eject, open_root_port
+from qmp_glue.virtio_pci import Status, VirtioPciDevice
+from tests.qtest.bench import FREE, LIST, MIB, PAGE, RINGS_AT, WAIT_SECONDS, Bench
 from tests.qtest.hostile import BROKEN, INTERRUPTS, REFUSED, await_stopped, started
 
+BUS = 1
 BIG = 128 * MIB
 
 
@@ -33,6 +36,22 @@ def bench(kept: list[Bench], qemu: Qemu, tmp_path_factory: pytest.TempPathFactor
         kept.append(Bench(qemu, folder, ours=True, board=Board(root_ports=1), plugged=False))
         kept[0].start()
     return kept[0]
+
+
+def plug(bench: Bench) -> None:
+    """Bring the device, behind the root port, and find it."""
+    bench.work(plug_balloon(bench.vm))
+    open_root_port(bench.qtest, BUS)
+    bench.device = VirtioPciDevice.find(bench.qtest, BUS)
+
+
+def unplug(bench: Bench) -> None:
+    bench.qmp("device_del", {"id": BALLOON_ID})
+    eject(bench.qtest)
+    while True:
+        gone = bench.work(bench.vm.monitor.wait_event("DEVICE_DELETED", seconds=WAIT_SECONDS))["data"]
+        if isinstance(gone, dict) and gone.get("device") == BALLOON_ID:
+            return
 
 
 def a_big_report(bench: Bench) -> None:
@@ -105,21 +124,21 @@ def test_unplugged_with(bench: Bench, state: Callable[[Bench], None], lines: lis
     """Nothing is released any more once it is gone, and the next one is served by the same process."""
     said = len(bench.qemu_log())
     worker = bench.command("query-status")["worker"]
-    bench.plug()
+    plug(bench)
     bench.rings.clear()
     bench.fill(FREE, BIG)
     state(bench)
-    bench.unplug()
+    unplug(bench)
     bench.fill(FREE, BIG)
     if state is a_pause:
         bench.qmp("cont")
     assert not any(started(bench).values())
-    bench.plug()
+    plug(bench)
     bench.drive()
     assert bench.given_back(lambda: bench.report((FREE, PAGE))) == PAGE
     assert bench.given_back(lambda: bench.send_pages(Role.INFLATE, [FREE + PAGE])) == PAGE
     assert bench.holds(FREE + 2 * PAGE, BIG - 2 * PAGE)
-    bench.unplug()
+    unplug(bench)
     status = bench.command("query-status")
     assert (status["worker"], status["inert"]) == (worker, False)
     wrote = [line.partition(": ")[2] for line in bench.qemu_log()[said:].splitlines()]
