@@ -35,6 +35,8 @@ def bench(kept: list[Bench], qemu: Qemu, tmp_path_factory: pytest.TempPathFactor
         folder = tmp_path_factory.mktemp("unplugged")
         kept.append(Bench(qemu, folder, ours=True, board=Board(root_ports=1), plugged=False))
         kept[0].start()
+        # No device has waited for it in realize.
+        kept[0].wait_until(lambda: "worker" in kept[0].command("query-status"), "no worker")
     return kept[0]
 
 
