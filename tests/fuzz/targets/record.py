@@ -14,9 +14,11 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hostdev import snapshot
 from hostdev.errors import RecordError, RequestError
@@ -37,6 +39,8 @@ from tests.fuzz.source import Source
 
 MAX_CHANGES = 12
 _STATE_AT, _TALLY_AT, _WORDS_AT = 4096, 4096 + (128 << 10), 512
+# Of the header: what is behind its magic.
+_HEADER_FIELDS = tuple((at, 4) for at in range(8, wire.RECORD_HEADER_SIZE, 4))
 _VALUES = (
     0,
     1,
@@ -65,6 +69,21 @@ class _Original:
     sections: tuple[tuple[int, bytes], ...]
     tally: bytes
     held: Mapping[int, Fd]
+
+
+def _fields(layout: struct.Struct) -> tuple[tuple[int, int], ...]:
+    """Return offset and size of each field."""
+    widths = [struct.calcsize(f"<{code}") for code in layout.format[1:]]
+    return tuple(zip(accumulate(widths, initial=0), widths, strict=False))
+
+
+_FIELDS: Mapping[int, tuple[tuple[int, int], ...]] = {
+    Tag.SESSION: _fields(wire.SESSION_STRUCT),
+    Tag.REGION: _fields(wire.REGION_STRUCT),
+    Tag.RING: _fields(wire.RING_STRUCT),
+    Tag.DEVICE: _fields(wire.DEVICE_STRUCT),
+    Tag.STATISTICS: _fields(wire.STATISTICS_STRUCT),
+}
 
 
 @functools.cache
@@ -164,7 +183,7 @@ def _write(source: Source, original: _Original) -> None:
         elif kind == 6:
             tally = _overwritten(source, tally)
         else:
-            header = bytearray(_overwritten(source, bytes(header)))
+            header = bytearray(_overwritten(source, bytes(header), _HEADER_FIELDS))
     os.pwrite(fd, header, 0)
     image = b"".join(wire.SECTION_STRUCT.pack(tag, len(each) & 0xFFFF) + each for tag, each in sections)
     os.pwrite(fd, _image(source, image), _STATE_AT)
@@ -200,14 +219,17 @@ def _change_sections(source: Source, sections: list[tuple[int, bytes]]) -> None:
         case 4:
             sections[at] = tag, source.take(source.below(100))
         case _:
-            sections[at] = tag, _overwritten(source, payload)
+            sections[at] = tag, _overwritten(source, payload, _FIELDS.get(tag, ()))
 
 
-def _overwritten(source: Source, data: bytes) -> bytes:
-    """Put a number somewhere into it."""
+def _overwritten(source: Source, data: bytes, fields: Sequence[tuple[int, int]] = ()) -> bytes:
+    """Put a number somewhere into it: in one of the fields (offset, bytes) most of the time, if there are any."""
     if not data:
         return data
-    at, width = source.below(len(data)), source.pick((1, 2, 4, 8))
+    if fields and source.below(8):
+        at, width = source.pick(fields)
+    else:
+        at, width = source.below(len(data)), source.pick((1, 2, 4, 8))
     value = (_value(source) & ((1 << 8 * width) - 1)).to_bytes(width, "little")
     return (data[:at] + value + data[at + width :])[: len(data)]
 
