@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fuzz: interrupted, everything that was started has ended", file=sys.stderr)
         return _SIGNALLED + signal.SIGINT
+    except OSError as error:
+        print(f"fuzz: {error}: name files and folders that can be written", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -118,7 +118,9 @@ def _start(job: Job) -> _Running:
         (job.folder / name).mkdir(parents=True, exist_ok=True)
     before = frozenset(files(job.folder / "found"))
     with (job.folder / "fuzz.log").open("wb") as log:
-        process = subprocess.Popen(_command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            _command(job), cwd=HERE.parent.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     return _Running(job, process, Fd(os.pidfd_open(process.pid)), time.monotonic(), before)
 
 

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hostdev.balloon import MAX_DEADLY, MAX_DEATHS
-from hostdev.discard import Discarder
 from hostdev.errors import HostError
 from hostdev.giver import MAX_HOST_ERRORS
-from hostdev.journal import Journal
 from hostdev.memory import Region
 from hostdev.trace import Tracer
 from hostdev.wire.balloon import Role
@@ -248,41 +246,6 @@ class Witness(Tracer):
             assert hand.said is not None, "a buffer that cannot be read is taken"
             assert hand.released == hand.pages, "not all that was named is released"
         self.answers.append(head)
-
-
-class WitnessJournal(Journal):
-    """Tells the witness when a chain is popped."""
-
-    def __init__(self, witness: Witness) -> None:
-        self._witness = witness
-
-    def take_up(self, index: int, position: int) -> int:
-        return self._witness.take_up(index, position)
-
-
-class WitnessDiscarder(Discarder):
-    """Gives back for real, before the witness's eyes."""
-
-    def __init__(self, witness: Witness) -> None:
-        super().__init__()
-        self._witness = witness
-
-    def adopt(self, regions: tuple[Region, ...]) -> None:
-        """What is behind the ground does not change: found out once, for it takes a tenth of the time of an input."""
-        known = _adopted()
-        self._backings = {region: known._backings[region] for region in regions}
-        self._choices = {region: known._choices[region] for region in regions}
-
-    def release(self, region: Region, offset: int, length: int) -> None:
-        self._witness.released(region, offset, length)
-        super().release(region, offset, length)
-
-
-@functools.cache
-def _adopted() -> Discarder:
-    discarder = Discarder()
-    discarder.adopt(ground().regions)
-    return discarder
 
 
 _LIMITS = {
