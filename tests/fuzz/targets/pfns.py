@@ -15,11 +15,13 @@ from tests.fuzz.source import Source
 
 MAX_REQUESTS = 6
 # More than the device takes of one list, 16384, so that the limit is met.
+MAX_BYTES = 70 << 10
 _REPEATS = (2, 3, 64, 17000)
 # First pages of regions, of holes, and numbers that no region has.
 _FIRST = (0x10, 0, 0x7F, 0x80, 0x100, 0x4FF, 0x500, 0x53F, 0x540, 0x100000, 0x10000F, 0x100010, 0xFFFFFFFF)
 # Every second page of the largest region: more pieces than a slice of work has calls.
-_COUNTS = (*(1, 2, 3, 8, 16, 32, 64) * 5, 600)
+_MANY = 600
+_COUNTS = (1, 2, 3, 5, 8, 16, 32, 0)
 _CUTS = (4, 1, 2, 3, 5, 7, 1024, 4096)
 
 
@@ -58,13 +60,15 @@ def _request(guest: RingGuest, source: Source) -> None:
 def _numbers(source: Source) -> bytes:
     """Return a list as bytes, which may end within a number."""
     numbers: list[int] = []
-    for _ in range(1 + source.below(6)):
+    for _ in range(1 + source.below(4)):
         first = source.pick(_FIRST) if source.below(3) else source.number(4)
-        count, step = source.pick(_COUNTS), source.pick((1, 0, 2, -1))
+        count = _MANY if source.one_in(128) else source.pick(_COUNTS)
+        step = source.pick((1, 0, 2, -1))
         numbers += [(first + step * place) & 0xFFFFFFFF for place in range(count)]
     raw = struct.pack(f"<{len(numbers)}I", *numbers)
-    repeated = raw * (source.pick(_REPEATS) if source.one_in(32) else 1)
-    return repeated[: 70 << 10] + source.take(source.below(4))
+    times = source.pick(_REPEATS) if source.one_in(32) else 1
+    repeated = raw * min(times, 1 + MAX_BYTES // max(1, len(raw)))
+    return repeated[:MAX_BYTES] + source.take(source.below(4))
 
 
 def _cut(source: Source, data: bytes) -> list[bytes]:
