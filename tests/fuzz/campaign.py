@@ -86,9 +86,18 @@ def found(target: str) -> Path:
     return HERE / "found" / target
 
 
+def seeds(target: str) -> Path:
+    """Return the folder of the repository with inputs that find the faults of test_faults.py, by their names."""
+    return HERE / "seeds" / target
+
+
 def inputs(target: str) -> list[Path]:
     """Return the files with all inputs of a target that the repository keeps."""
-    return [file for folder in (corpus(target), found(target)) for file in files(folder)]
+    return [file for folder in _kept(target) for file in files(folder)]
+
+
+def _kept(target: str) -> tuple[Path, ...]:
+    return corpus(target), found(target), seeds(target)
 
 
 def files(folder: Path) -> list[Path]:
@@ -125,7 +134,7 @@ def _start(job: Job) -> _Running:
 
 
 def _command(job: Job) -> Sequence[str]:
-    folders = [job.folder / "corpus", corpus(job.target), found(job.target)]
+    folders = [job.folder / "corpus", *_kept(job.target)]
     return [
         sys.executable,
         "-m",
