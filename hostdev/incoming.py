@@ -22,6 +22,8 @@ class Incoming:
         """data, received: what another has read of it."""
         self._data = bytearray(data)
         self._received = list(received)
+        # Of the whole message, once its header is there.
+        self._size: int | None = None
 
     @property
     def begun(self) -> tuple[bytes, Sequence[fds.Fd]]:
@@ -49,7 +51,7 @@ class Incoming:
     def take(self) -> tuple[bytes, list[fds.Fd]]:
         """Return the whole message, and its descriptors, which are the caller's from now on; the next one begins."""
         data, received = bytes(self._data), self._received
-        self._data, self._received = bytearray(), []
+        self._data, self._received, self._size = bytearray(), [], None
         return data, received
 
     def _missing(self) -> int:
@@ -57,10 +59,12 @@ class Incoming:
             raise OverflowError(f"more than {fds.MAX_RECEIVED} descriptors with one message")
         if len(self._data) < HEADER_SIZE:
             return HEADER_SIZE - len(self._data)
-        size = HEADER.decode(bytes(self._data[:HEADER_SIZE])).size
-        if size > MAX_PAYLOAD:
-            raise OverflowError(f"a message of {size} bytes, at most {MAX_PAYLOAD} are allowed")
-        return HEADER_SIZE + size - len(self._data)
+        if self._size is None:
+            payload = HEADER.decode(bytes(self._data[:HEADER_SIZE])).size
+            if payload > MAX_PAYLOAD:
+                raise OverflowError(f"a message of {payload} bytes, at most {MAX_PAYLOAD} are allowed")
+            self._size = HEADER_SIZE + payload
+        return self._size - len(self._data)
 
     def close(self) -> None:
         """The connection has gone: close what had arrived."""
