@@ -34,8 +34,6 @@ from hostdev.takeover import Predecessor
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 
-log = logging.getLogger(__name__)
-
 PROGRAM = "vhost-user-balloon"
 
 LOG_LEVELS = {
@@ -178,7 +176,7 @@ def _serve(options: argparse.Namespace) -> int:
         sandbox=options.sandbox,
     )
     protect()
-    _confine(options.sandbox)
+    sandbox.begin(options.sandbox)
     freeze()
     settings = _Settings(
         _for_guest(device, options),
@@ -236,16 +234,6 @@ def _take_over(settings: _Settings, options: argparse.Namespace, sockets: contex
     for place in left.places:
         sockets.callback(place.close)
     return keeper.run()
-
-
-def _confine(request: str) -> None:
-    """Give up what no process of the device needs, and say what of it this kernel cannot take."""
-    if request == sandbox.NONE:
-        log.warning("--sandbox none: a guest that takes a worker over can do what your user can")
-        return
-    for lack in sandbox.missing():
-        log.warning("the sandbox has gaps, this kernel has %s", lack)
-    sandbox.confine(sandbox.Role.KEEPER)
 
 
 def _control(path: str | None, sockets: contextlib.ExitStack) -> ControlSocket | None:

@@ -59,6 +59,16 @@ class Role(Enum):
     CONTROL = "control process"
 
 
+def begin(request: str) -> None:
+    """Give up what no process of the device needs, and say what of it this kernel cannot take. request: one of REQUESTS."""
+    if request == NONE:
+        log.warning("--sandbox none: a guest that takes a worker over can do what your user can")
+        return
+    for lack in missing():
+        log.warning("the sandbox has gaps, this kernel has %s", lack)
+    confine(Role.KEEPER)
+
+
 def missing() -> list[str]:
     """Return what this kernel lacks, in words, with what comes of it."""
     found = []
