@@ -82,6 +82,7 @@ def test_none_is_none(tmp_path: Path) -> None:
 def test_everything_works_inside(tmp_path: Path) -> None:
     """All options together: each ring, each query, a stop, a successor, another version; and nothing was denied."""
     metrics, trace = tmp_path / "metrics.prom", tmp_path / "trace"
+    chains = 'chains_total{queue="inflate"} 4'
     options = f"--metrics-file={metrics}", f"--trace={trace}", "--log-level=debug", "--hugetlb-release"
     with controlled(tmp_path, *options, "--features=+deflate_on_oom") as device:
         with Frontend(device.device.connect()) as guest:
@@ -97,7 +98,7 @@ def test_everything_works_inside(tmp_path: Path) -> None:
             with device.client() as client:
                 assert client.execute("upgrade") == {"return": {}}
             use(guest, device, 4)
-        wait_for(lambda: 'chains_total{queue="inflate"} 4' in metrics.read_text(), "the metrics")
+        wait_for(lambda: metrics.exists() and chains in metrics.read_text(), "the metrics")
         code, said = device.device.end()
     assert code == 0
     assert "PermissionError" not in said
