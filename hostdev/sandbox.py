@@ -41,7 +41,8 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 # 64 + 15 + 4 + 2 + 7 + 24 = 116: this is twice that.
 MAX_WORKER_DESCRIPTORS = 256
 # Not 0: that stops a core that is written to a file and not one that is piped to a program, and this stops both (Linux 2.6.32
-# to 6.17, fs/coredump.c: a limit of 1 is the kernel's own mark on such programs; for a file it is too small for a core).
+# to 6.17, fs/coredump.c: a limit of 1 is the kernel's own mark on such programs; for a file it is too small for a core). A
+# socket that cores are sent to (6.16) knows no limit: what keeps a guest's memory out of it is memory.py's MADV_DONTDUMP.
 _CORE_LIMIT = 1
 # Filters are inherited, so each version that takes over adds one, of some 150 instructions. The kernel has room for 32,768 of
 # them (kernel/seccomp.c, MAX_INSNS_PER_PATH), and workers are to find some.
