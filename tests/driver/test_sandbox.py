@@ -14,7 +14,7 @@ import pytest
 
 from hostdev import sandbox
 from hostdev.sandbox import Role
-from tests import confined
+from tests import confined_acts as acts
 from tests.confined import Act, outcome
 
 WORKER = functools.partial(sandbox.confine, Role.WORKER)
@@ -22,61 +22,61 @@ CONTROL = functools.partial(sandbox.confine, Role.CONTROL)
 KEEPER = functools.partial(sandbox.confine, Role.KEEPER)
 
 LOCKED_IN = [
-    confined.open_for_reading,
-    confined.open_for_writing,
-    confined.make_a_file,
-    confined.open_by_openat2,
-    confined.remove_a_file,
-    confined.rename_a_file,
-    confined.make_a_folder,
-    confined.link_a_file,
-    confined.list_a_folder,
-    confined.change_folder,
-    confined.cut_guest_memory,
-    confined.punch_guest_memory,
-    confined.seal_guest_memory,
-    confined.make_a_memfd,
-    confined.fork,
-    confined.spawn,
-    confined.execute,
-    confined.trace_a_process,
-    confined.kill_a_process,
-    confined.kill_by_pidfd,
-    confined.open_a_pidfd,
-    confined.take_a_descriptor,
-    confined.read_a_process,
-    confined.write_to_a_process,
-    confined.unix_socket,
-    confined.tcp_socket,
-    confined.udp_socket,
-    confined.netlink_socket,
-    confined.socket_pair,
-    confined.connect_to_a_path,
-    confined.connect_to_an_abstract_name,
-    confined.bind_a_path,
-    confined.bind_an_abstract_name,
-    confined.bind_a_port,
-    confined.listen,
-    confined.map_code,
-    confined.make_code_of_data,
-    confined.have_memory_read_ahead,
-    confined.set_its_name,
-    confined.raise_a_limit,
-    confined.make_a_descriptor_non_blocking,
-    confined.ask_a_device,
-    confined.unshare,
-    confined.be_another_kind_of_process,
+    acts.open_for_reading,
+    acts.open_for_writing,
+    acts.make_a_file,
+    acts.open_by_openat2,
+    acts.remove_a_file,
+    acts.rename_a_file,
+    acts.make_a_folder,
+    acts.link_a_file,
+    acts.list_a_folder,
+    acts.change_folder,
+    acts.cut_guest_memory,
+    acts.punch_guest_memory,
+    acts.seal_guest_memory,
+    acts.make_a_memfd,
+    acts.fork,
+    acts.spawn,
+    acts.execute,
+    acts.trace_a_process,
+    acts.kill_a_process,
+    acts.kill_by_pidfd,
+    acts.open_a_pidfd,
+    acts.take_a_descriptor,
+    acts.read_a_process,
+    acts.write_to_a_process,
+    acts.unix_socket,
+    acts.tcp_socket,
+    acts.udp_socket,
+    acts.netlink_socket,
+    acts.socket_pair,
+    acts.connect_to_a_path,
+    acts.connect_to_an_abstract_name,
+    acts.bind_a_path,
+    acts.bind_an_abstract_name,
+    acts.bind_a_port,
+    acts.listen,
+    acts.map_code,
+    acts.make_code_of_data,
+    acts.have_memory_read_ahead,
+    acts.set_its_name,
+    acts.raise_a_limit,
+    acts.make_a_descriptor_non_blocking,
+    acts.ask_a_device,
+    acts.unshare,
+    acts.be_another_kind_of_process,
 ]
 KEEPERS = [
-    confined.trace_a_process,
-    confined.take_a_descriptor,
-    confined.read_a_process,
-    confined.write_to_a_process,
-    confined.tcp_socket,
-    confined.udp_socket,
-    confined.netlink_socket,
-    confined.unshare,
-    confined.be_another_kind_of_process,
+    acts.trace_a_process,
+    acts.take_a_descriptor,
+    acts.read_a_process,
+    acts.write_to_a_process,
+    acts.tcp_socket,
+    acts.udp_socket,
+    acts.netlink_socket,
+    acts.unshare,
+    acts.be_another_kind_of_process,
 ]
 
 
@@ -103,12 +103,12 @@ def denied(act: Act, folders: Iterator[Path], confine: Callable[[], object]) -> 
     return outcome(act, next(folders), confine) in ("EPERM", "EACCES")
 
 
-@pytest.mark.parametrize("act", [*LOCKED_IN, confined.accept], ids=lambda act: act.__name__)
+@pytest.mark.parametrize("act", [*LOCKED_IN, acts.accept], ids=lambda act: act.__name__)
 def test_a_worker_cannot(act: Act, folders: Iterator[Path]) -> None:
     assert denied(act, folders, WORKER)
 
 
-@pytest.mark.parametrize("act", [*LOCKED_IN, confined.give_memory_back], ids=lambda act: act.__name__)
+@pytest.mark.parametrize("act", [*LOCKED_IN, acts.give_memory_back], ids=lambda act: act.__name__)
 def test_the_control_process_cannot(act: Act, folders: Iterator[Path]) -> None:
     assert denied(act, folders, CONTROL)
 
@@ -122,4 +122,4 @@ def test_the_keeper_cannot(act: Act, folders: Iterator[Path]) -> None:
 def test_nobody_mounts(confine: Callable[[], object], folders: Iterator[Path]) -> None:
     if os.geteuid() != 0:
         pytest.skip("not run: only root may mount without a sandbox, so a refusal would prove nothing")
-    assert denied(confined.mount, folders, confine)
+    assert denied(acts.mount, folders, confine)

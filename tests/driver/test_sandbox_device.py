@@ -24,7 +24,7 @@ from hostdev.wire.balloon import PFN_STRUCT
 from hostdev.wire.balloon import Role as Ring
 from hostdev.wire.trace import Kind
 from hostdev.wire.vhost_user import HEADER_SIZE
-from tests import confined
+from tests import confined_acts as acts
 from tests.confined import Act, outcome
 from tests.control_process import Controlled, controlled
 from tests.device_program import wait_for, works
@@ -223,18 +223,18 @@ def test_a_worker_writes_its_metrics_and_nothing_else(act: Act, error: str, tmp_
 
 
 def test_a_folder_that_has_gone_needs_no_exception(tmp_path: Path) -> None:
-    assert outcome(confined.open_for_reading, tmp_path, _worker(tmp_path)) in ("EPERM", "EACCES")
+    assert outcome(acts.open_for_reading, tmp_path, _worker(tmp_path)) in ("EPERM", "EACCES")
 
 
 # Each layer alone, and none
 
 
 ALONE = [
-    confined.open_for_reading,
-    confined.make_a_file,
-    confined.connect_to_an_abstract_name,
-    confined.bind_a_port,
-    confined.kill_a_process,
+    acts.open_for_reading,
+    acts.make_a_file,
+    acts.connect_to_an_abstract_name,
+    acts.bind_a_port,
+    acts.kill_a_process,
 ]
 
 
@@ -286,7 +286,7 @@ def test_versions_that_follow_each_other_leave_room_for_workers(tmp_path: Path) 
         assert status(os.getpid()).get("Seccomp_filters", 0) <= MAX_KEEPER_FILTERS
         assert sandbox.confine(Role.WORKER) == WHOLE
 
-    assert outcome(confined.fork, tmp_path, confine) == "EPERM"
+    assert outcome(acts.fork, tmp_path, confine) == "EPERM"
 
 
 # Deaths
