@@ -80,7 +80,7 @@ _WORKER: Mapping[Call, tuple[Argument, ...]] = {
     ),
 }
 # A trace grows, and is cut at the end. Not without one: a worker that cuts a guest's RAM file kills QEMU.
-_TRACE = _any(Call.FTRUNCATE)
+_TRACE: Mapping[Call, tuple[Argument, ...]] = {Call.FTRUNCATE: (), Call.FALLOCATE: (Argument(1, (0,)),)}
 # metrics.py writes a new file and puts it in the old one's place. Landlock says where.
 _METRICS: Mapping[Call, tuple[Argument, ...]] = {
     Call.OPENAT: (Argument(2, (os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,)),),

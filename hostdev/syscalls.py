@@ -99,6 +99,7 @@ class Syscall(IntEnum):
     PPOLL = 271
     UNSHARE = 272
     EPOLL_PWAIT = 281
+    FALLOCATE = 285
     ACCEPT4 = 288
     EPOLL_CREATE1 = 291
     PERF_EVENT_OPEN = 298

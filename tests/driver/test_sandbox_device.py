@@ -20,14 +20,15 @@ from hostdev.driver import DEADLINE, Buffer
 from hostdev.frontend import Frontend, start_device
 from hostdev.metrics import Metrics
 from hostdev.sandbox import MAX_KEEPER_FILTERS, MAX_WORKER_DESCRIPTORS, Role
+from hostdev.trace import GROWTH
 from hostdev.wire.balloon import PFN_STRUCT
 from hostdev.wire.balloon import Role as Ring
-from hostdev.wire.trace import Kind
+from hostdev.wire.trace import ENTRY_STRUCT, Kind
 from hostdev.wire.vhost_user import HEADER_SIZE
 from tests import confined_acts as acts
 from tests.confined import Act, outcome
 from tests.control_process import Controlled, controlled
-from tests.device_program import wait_for, works
+from tests.device_program import program, wait_for, works
 from tests.in_process import MIB, PAGE
 
 WHOLE = "seccomp+landlock"
@@ -105,6 +106,22 @@ def test_everything_works_inside(tmp_path: Path) -> None:
     assert "Operation not permitted" not in said
     # Three chains each time.
     assert sum(record.kind is Kind.ANSWER for record in read_trace(trace)) == 12
+
+
+def test_a_trace_grows_inside(tmp_path: Path) -> None:
+    """Past what was there when the worker began."""
+    trace = tmp_path / "trace"
+    entries = [Buffer(1 << 40, PAGE, writable=True)] * 100
+    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
+        with Frontend(device.connect()) as guest:
+            guest.start()
+            ring, chains = guest.rings[Ring.REPORTING], 0
+            while chains * len(entries) * ENTRY_STRUCT.size < 2 * GROWTH:
+                ring.wait_used(ring.offer(entries))
+                chains += 1
+        said = device.wait()[1]
+    assert "the trace is full" not in said
+    assert sum(record.kind is Kind.ANSWER for record in read_trace(trace)) == chains
 
 
 def use(guest: Frontend, device: Controlled, number: int) -> None:
