@@ -1,7 +1,6 @@
 """Every small ring: the device's queue against what the text of virtio says, case by case.
 
-The oracle below is written from virtio 1.3, 2.7 and from nothing of the device, as plainly as it can be. Of each case both
-say which heads are taken, what of each chain is accepted or why it is refused, where the ring breaks, the base, and every
+The oracle is in oracle_rings.py. Of each case both say which heads are taken, what of each chain is accepted or why it is refused, where the ring breaks, the base, and every
 byte of the used ring once all is returned.
 
 1. Size 1: all descriptors (flags, next, address and length) x heads x indices.
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ from hostdev.memory import MemoryTable, Region
 from hostdev.virtqueue import RingLayout, Virtqueue
 from hostdev.wire.vhost_user import MemoryRegion
 from hostdev.wire.virtqueue import DESCRIPTOR, Descriptor
+from tests.oracle_rings import INDIRECT, NEXT, WRITE, Outcome, judge
 
-NEXT, WRITE, INDIRECT = 1, 2, 4
 FLAGS = range(8)
 # Guest memory: two pages from 0 on. The ring is in the first, indirect tables are in the second.
 END = 0x2000
@@ -48,68 +48,19 @@ BASES = (0, 1, 2, 0x7FFF, 0x8000, 0xFFFD, 0xFFFE, 0xFFFF)
 AHEAD = (0, 1, 2, 3, 0x8000, 0xFFFF)
 LAST = Descriptor(TABLE, 16, 0, 0)
 
-# What becomes of a chain: its descriptors, or the kind of error.
-Outcome = tuple[Descriptor, ...] | str
 Taken = list[tuple[int, Outcome]]
 
 
 # The oracle
 
 
-def follow(table: Sequence[Descriptor], index: int) -> list[Descriptor] | str:
-    """2.7.5: from index on to the first descriptor without NEXT."""
-    found: list[Descriptor] = []
-    visited = set()
-    while index not in visited:
-        visited.add(index)
-        found.append(table[index])
-        if not table[index].flags & NEXT:
-            return found
-        # 2.7.5.3.1: "A driver MUST NOT set both VIRTQ_DESC_F_INDIRECT and VIRTQ_DESC_F_NEXT in flags."
-        if table[index].flags & INDIRECT:
-            return "indirect-next"
-        index = table[index].next
-        if index >= len(table):
-            return "next-outside"
-    # 2.7.5.2: "Drivers MUST NOT add a descriptor chain longer than 2^32 bytes in total; this implies that loops in the
-    # descriptor chain are forbidden!"
-    return "loop"
+@lru_cache(maxsize=4096)
+def _encoded(descriptor: Descriptor) -> bytes:
+    return DESCRIPTOR.encode(descriptor)
 
 
-def judge(
-    ring: Sequence[Descriptor], head: int, nested: Sequence[Descriptor], *, negotiated: bool
-) -> Outcome:
-    """What a device is to make of the chain that begins with head. nested: what lies at TABLE; EDGE holds LAST."""
-    chain = follow(ring, head)
-    if isinstance(chain, str):
-        return chain
-    if chain[-1].flags & INDIRECT:
-        inner = judge_table(chain.pop(), nested, negotiated=negotiated)
-        if isinstance(inner, str):
-            return inner
-        chain += inner
-    directions = [bool(entry.flags & WRITE) for entry in chain]
-    # 2.7.4.2: "The driver MUST place any device-writable descriptor elements after any device-readable descriptor elements."
-    if directions != sorted(directions):
-        return "readable-after-writable"
-    return "too-long" if sum(entry.length for entry in chain) > 1 << 32 else tuple(chain)
-
-
-def judge_table(
-    entry: Descriptor, nested: Sequence[Descriptor], *, negotiated: bool
-) -> list[Descriptor] | str:
-    """2.7.5.3: a table of indirect descriptors."""
-    if not negotiated:
-        return "indirect-not-negotiated"
-    if entry.length not in (16, 32):
-        return "indirect-length"
-    if entry.address + entry.length > END:
-        return "indirect-outside"
-    table = nested[: entry.length // 16] if entry.address == TABLE else [LAST]
-    inner = follow(table, 0)
-    if isinstance(inner, list) and inner[-1].flags & INDIRECT:
-        return "nested-indirect"
-    return inner
+def encoded(descriptors: Iterable[Descriptor]) -> bytes:
+    return b"".join(map(_encoded, descriptors))
 
 
 class Case(NamedTuple):
@@ -123,6 +74,12 @@ class Case(NamedTuple):
     nested: Sequence[Descriptor] = (LAST, LAST)
     negotiated: bool = True
 
+    def read(self, address: int, length: int) -> bytes | None:
+        """Guest memory, as far as tables lie in it."""
+        if address + length > END:
+            return None
+        return encoded(self.nested if address == TABLE else [LAST])[:length]
+
 
 def serve(case: Case) -> tuple[Taken, bool]:
     """Return the chains that a device takes, in order, and whether the ring breaks after the last."""
@@ -133,7 +90,7 @@ def serve(case: Case) -> tuple[Taken, bool]:
         head = case.heads[(case.base + done) % len(case.ring)]
         if head >= len(case.ring) or head in [each for each, _outcome in taken]:
             return taken, True
-        taken.append((head, judge(case.ring, head, case.nested, negotiated=case.negotiated)))
+        taken.append((head, judge(case.ring, head, case.read, negotiated=case.negotiated)))
     return taken, False
 
 
@@ -151,15 +108,6 @@ class Bench:
         self.bytes = self.region.view(0, END)
         self.bytes[EDGE:END] = DESCRIPTOR.encode(LAST)
         self.cases = 0
-        self._encoded: dict[Descriptor, bytes] = {}
-
-    def encoded(self, descriptors: Iterable[Descriptor]) -> bytes:
-        return b"".join(map(self._one, descriptors))
-
-    def _one(self, descriptor: Descriptor) -> bytes:
-        if descriptor not in self._encoded:
-            self._encoded[descriptor] = DESCRIPTOR.encode(descriptor)
-        return self._encoded[descriptor]
 
     def check(self, case: Case) -> None:
         """Have the device serve this ring, and compare with the oracle."""
@@ -180,8 +128,8 @@ class Bench:
 
     def _write(self, case: Case) -> None:
         size, index = len(case.ring), (case.base + case.ahead) & 0xFFFF
-        self.bytes[: 16 * size] = self.encoded(case.ring)
-        self.bytes[TABLE : TABLE + 32] = self.encoded(case.nested)
+        self.bytes[: 16 * size] = encoded(case.ring)
+        self.bytes[TABLE : TABLE + 32] = encoded(case.nested)
         available = b"".join(number.to_bytes(2, "little") for number in (0, index, *case.heads))
         self.bytes[AVAILABLE : AVAILABLE + len(available)] = available
         self.bytes[USED : USED + 4 + 8 * size] = bytes(2) + case.used.to_bytes(2, "little") + bytes(8 * size)
