@@ -109,13 +109,13 @@ class Framed:
         return gather(Parts(guest.session, guest.balloon, guest.commands, guest.metrics), Done())
 
     def owned(self) -> int:
-        """Descriptors that the device has: two for each region, three at most for each ring, the back channel, and of the
+        """Descriptors that the device has: two for each region, three at most for each ring, two for the back channel, and of the
         connection its own and those of a message that is not whole yet.
         """
         session = self.guest.session
         rings = sum(fd is not None for ring in session.rings for fd in (ring.kick, ring.call, ring.error))
         connection = 1 + len(self.front.begun[1]) if self.is_open else 0
-        return 2 * len(session.memory.regions) + rings + (session.backend_channel is not None) + connection
+        return 2 * len(session.memory.regions) + rings + 2 * (session.backend_channel is not None) + connection
 
     def close(self) -> None:
         """Close everything."""
