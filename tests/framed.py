@@ -115,7 +115,9 @@ class Framed:
         session = self.guest.session
         rings = sum(fd is not None for ring in session.rings for fd in (ring.kick, ring.call, ring.error))
         connection = 1 + len(self.front.begun[1]) if self.is_open else 0
-        return 2 * len(session.memory.regions) + rings + 2 * (session.backend_channel is not None) + connection
+        return (
+            2 * len(session.memory.regions) + rings + 2 * (session.backend_channel is not None) + connection
+        )
 
     def close(self) -> None:
         """Close everything."""

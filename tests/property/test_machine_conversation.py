@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hostdev import fds
 from hostdev.driver import USER_BASE, GuestMemory
@@ -73,6 +73,15 @@ STARTS = {
 }
 
 
+def _start(index: int, place: str) -> int:
+    """The front end's address of a ring."""
+    return STARTS[place] + (0 if place == "across" else index * 0x4000)
+
+
+def _holds(region: wire.MemoryRegion, start: int, length: int) -> bool:
+    return region.user_address <= start and start + length <= region.user_address + region.size
+
+
 @dataclass
 class Ring:
     """What the model knows of a ring. place: where SET_VRING_ADDR put it."""
@@ -86,9 +95,17 @@ class Ring:
     call: bool = False
     error: bool = False
 
-    def fits(self, regions: list[wire.MemoryRegion]) -> bool:
-        """True if these regions hold it."""
-        return (self.place == "low" and LOW in regions) or (self.place == "high" and HIGH in regions)
+    def fits(self, index: int, regions: list[wire.MemoryRegion]) -> bool:
+        """True if its size and addresses may be, and each of its parts is in one of these regions."""
+        if self.place is None or self.size not in (8, 128) or self.place == "crooked":
+            return False
+        start = _start(index, self.place)
+        parts = (
+            (start, 16 * self.size),
+            (start + 0x1000, 8 * self.size + 6),
+            (start + 0x2000, 2 * self.size + 6),
+        )
+        return all(any(_holds(region, *part) for region in regions) for part in parts)
 
 
 @dataclass
@@ -221,8 +238,10 @@ class Conversation(RuleBasedStateMachine):
         if self.granted:
             self.model.regions.append(region)
 
-    @rule(region=st.sampled_from(GOOD + OVERLAPS), stray=st.booleans())
-    def remove_region(self, region: wire.MemoryRegion, stray: bool) -> None:
+    @rule(number=st.integers(0, 5), stray=st.booleans())
+    def remove_region(self, number: int, stray: bool) -> None:
+        """One of those that are there, mostly."""
+        region = [*self.model.regions, *GOOD, *OVERLAPS][number % (len(self.model.regions) + 2)]
         there = region in self.model.regions
         self.say(Request.REM_MEM_REG, wire.SingleRegion(0, region), there, [self.event] if stray else [])
         if self.granted:
@@ -268,24 +287,35 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(index=INDICES, place=PLACES)
     def set_addresses(self, index: int, place: str) -> None:
-        ring, start = self.stopped(index), STARTS[place] + index * 0x4000
-        start -= index * 0x4000 if place == "across" else 0
+        ring, start = self.stopped(index), _start(index, place)
         address = wire.VringAddress(index, 0, start, start + 0x1000, start + 0x2000, 0)
         self.say(Request.SET_VRING_ADDR, address, ring is not None)
         if ring is not None:
             ring.place = place
 
-    @rule(index=INDICES)
-    def set_up(self, index: int) -> None:
-        """What comes first in most conversations, so that there are rings at all."""
-        self.set_size(index, 8)
-        self.set_addresses(index, "low")
+    @initialize(usual=st.booleans())
+    def negotiate(self, usual: bool) -> None:
+        """What comes first in most conversations."""
+        if usual:
+            self.set_protocol_features(0)
+            self.set_features(OFFERED)
+
+    @rule(place=st.sampled_from(["low", "high"]), some=st.sets(st.integers(0, QUEUE_COUNT - 1), min_size=1))
+    def start(self, place: str, some: set[int]) -> None:
+        """All that it takes to start some rings, so that there are any."""
+        self.set_protocol_features(0)
+        self.add_region(LOW if place == "low" else HIGH)
+        for index in some:
+            self.set_size(index, 8)
+            self.set_addresses(index, place)
+            self.set_kick(index, "event")
+            self.set_enable(index, 1)
 
     @rule(index=INDICES, how=st.sampled_from(["event", "event", "event", "pipe", "none", "missing"]))
     def set_kick(self, index: int, how: str) -> None:
         may = how == "event" and index < QUEUE_COUNT
         ring = self.model.rings[index] if may else Ring()
-        may = may and (ring.started or (ring.size in (8, 128) and ring.fits(self.model.regions)))
+        may = may and (ring.started or ring.fits(index, self.model.regions))
         self.say(Request.SET_VRING_KICK, _named(index, how), may, self._descriptors(how))
         if may:
             ring.started = ring.kick = True
@@ -323,8 +353,9 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, QUEUE_COUNT - 1))
     def serve(self, index: int) -> None:
-        """Nothing was offered, unless the base is not where the driver's index is: then the ring breaks, and waits."""
-        self.guest.run(index)
+        """Nothing was offered, as long as the base is where the driver's index is."""
+        if self.model.rings[index].base == 0:
+            self.guest.run(index)
 
     # Config space
 
@@ -375,7 +406,7 @@ class Conversation(RuleBasedStateMachine):
     def rings_run_where_memory_holds_them(self) -> None:
         rings = self.guest.balloon.rings
         for index, known in enumerate(self.model.rings):
-            fits = known.started and known.fits(self.model.regions)
+            fits = known.started and known.fits(index, self.model.regions)
             assert (index in rings.started) <= fits
             assert (index in rings.stranded) <= (known.started and not fits)
 
