@@ -96,7 +96,7 @@ class HostileDriver:
     def _length(self) -> int:
         return self.chance.choice(_LONG if self.chance.randrange(self.rarely) == 0 else _LENGTHS)
 
-    def _descriptor(self, size: int) -> Descriptor:
+    def descriptor(self, size: int) -> Descriptor:
         """One entry of a table of this size: now and then its next is outside, as its address may be."""
         chance = self.chance
         flags, following = chance.choice(_FLAGS), chance.randrange(size + (chance.randrange(8) == 0))
@@ -112,18 +112,26 @@ class HostileDriver:
         chosen = self.chance.sample([*(heads or range(SIZE))], len(heads or range(SIZE)))
         if not heads and self.chance.randrange(4) == 0:
             chosen = [self.chance.randrange(SIZE + 1) for _ in range(SIZE)]
-        return RingContent(tuple(self._descriptor(SIZE) for _ in range(SIZE)), tuple(chosen))
+        return RingContent(tuple(self.descriptor(SIZE) for _ in range(SIZE)), tuple(chosen))
 
     def write(self, contents: Sequence[RingContent]) -> None:
         """Write indirect tables, a list of frame numbers and what the rings have; all of it is offered, without a kick."""
-        memory = self.front.memory
-        nested = [self._descriptor(4) for _ in range(NESTED)]
-        memory.write(TABLE, b"".join(map(DESCRIPTOR.encode, nested)))
-        memory.write(LIST, struct.pack(f"<{FRAMES}I", *(self._frame() for _ in range(FRAMES))))
+        self.write_tables()
+        self.write_list()
         for ring, content in zip(self.front.rings, contents, strict=True):
-            memory.write(ring.descriptors, b"".join(map(DESCRIPTOR.encode, content.table)))
+            self.front.memory.write(ring.descriptors, b"".join(map(DESCRIPTOR.encode, content.table)))
             for head in content.heads:
                 ring.publish(head)
+
+    def write_tables(self) -> None:
+        """Write indirect tables."""
+        nested = [self.descriptor(4) for _ in range(NESTED)]
+        self.front.memory.write(TABLE, b"".join(map(DESCRIPTOR.encode, nested)))
+
+    def write_list(self) -> None:
+        """Write a list of frame numbers."""
+        frames = [self._frame() for _ in range(FRAMES)]
+        self.front.memory.write(LIST, struct.pack(f"<{FRAMES}I", *frames))
 
     def read(self, address: int, length: int) -> bytes | None:
         """Guest memory as far as it is read, which is the rings' region: None where it is not."""
