@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
-from pytest import TerminalReporter
 
 from tests.steps import steps
 
 
-def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if settings.get_current_profile_name() == "full":
         for machine, count in steps().items():
             terminalreporter.write_line(f"state machine {machine}: {count} steps")

@@ -55,6 +55,7 @@ def returned(role: Role, readings: list[Reading]) -> list[int]:
     return heads[:-1] if is_held else heads
 
 
+@pytest.mark.timeout(600)  # with --full ten times as many examples
 @pytest.mark.parametrize("role", Role)
 @given(CHANCE)
 def test_what_was_read_first_counts(role: Role, chance: Random) -> None:

@@ -156,6 +156,7 @@ def cut(chance: Random, data: bytes, count: int) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(places)]
 
 
+@pytest.mark.timeout(600)  # with --full ten times as many examples
 @pytest.mark.parametrize("started", [False, True])
 @given(CHANCE)
 def test_cuts_make_no_difference(started: bool, chance: Random) -> None:

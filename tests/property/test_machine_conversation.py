@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -429,4 +430,5 @@ def _open_descriptors() -> int:
 
 
 Conversation.TestCase.settings = settings(stateful_step_count=50)
-TestConversation = Conversation.TestCase
+# With --full ten times as many examples.
+TestConversation = pytest.mark.timeout(600)(Conversation.TestCase)

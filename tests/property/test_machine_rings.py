@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -314,4 +315,5 @@ class Rings(RuleBasedStateMachine):
 
 
 Rings.TestCase.settings = settings(stateful_step_count=50)
-TestRings = Rings.TestCase
+# With --full ten times as many examples.
+TestRings = pytest.mark.timeout(600)(Rings.TestCase)
