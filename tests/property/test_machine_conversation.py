@@ -301,15 +301,21 @@ class Conversation(RuleBasedStateMachine):
             self.set_protocol_features(0)
             self.set_features(OFFERED)
 
-    @rule(place=st.sampled_from(["low", "high"]), some=st.sets(st.integers(0, QUEUE_COUNT - 1), min_size=1))
-    def start(self, place: str, some: set[int]) -> None:
+    @rule(
+        place=st.sampled_from(["low", "high"]),
+        some=st.sets(st.integers(0, QUEUE_COUNT - 1), min_size=1),
+        base=st.sampled_from([0, 0, 1, 0xFFFF]),
+    )
+    def start(self, place: str, some: set[int], base: int) -> None:
         """All that it takes to start some rings, so that there are any."""
         self.set_protocol_features(0)
         self.add_region(LOW if place == "low" else HIGH)
         for index in some:
             self.set_size(index, 8)
+            self.set_base(index, base)
             self.set_addresses(index, place)
             self.set_kick(index, "event")
+            self.set_call_or_error(index, "event", which=True)
             self.set_enable(index, 1)
 
     @rule(index=INDICES, how=st.sampled_from(["event", "event", "event", "pipe", "none", "missing"]))

@@ -1,7 +1,7 @@
 """The five rings as a state machine: a driver that offers good and bad chains, and all that may come in between.
 
 Stops and starts of rings, regions of memory that go and come back, the rings' own among them, poison, an inhibited device, a
-host that refuses, questions for statistics, rounds of hinting, and a successor at any moment. A slice is of three pieces, so
+host that refuses, questions for statistics, rounds of hinting, and a worker that ends at any moment, or within a step. A slice is of three pieces, so
 that all of it happens in the middle of chains as well. After each step:
 1. Chains come back once each, in order, with length 0; the statistics buffer that came last stays until another comes or it
    is asked for. A ring's base is the number of those that came back.
@@ -12,7 +12,9 @@ that all of it happens in the middle of chains as well. After each step:
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from unittest import mock
@@ -23,8 +25,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hostdev import balloon
+from hostdev.discard import Discarder
 from hostdev.driver import Buffer, DriverRing, GuestMemory
 from hostdev.errors import HostError
+from hostdev.virtqueue import Virtqueue
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Config, Role
 from hostdev.wire.vhost_user import Request
@@ -60,6 +64,10 @@ def frames(chance: Random) -> list[int]:
     region = chance.choice(NAMEABLE)
     first = region.guest_address // PAGE + chance.randint(-1, region.size // PAGE)
     return [first + chance.randint(1, 2) * number for number in range(chance.randrange(10))]
+
+
+class Killed(BaseException):
+    """The worker ends here."""
 
 
 @dataclass
@@ -186,7 +194,8 @@ class Rings(RuleBasedStateMachine):
         before = len(self.guest.discarder.released)
         if in_hand is not None and any(self.keeps.values()):
             in_hand.is_whole = False
-        self.guest.step(role)
+        with contextlib.suppress(Killed):
+            self.guest.step(role)
         given = self.guest.discarder.released[before:]
         pages = {page for start, size in given for page in range(start // PAGE, (start + size) // PAGE)}
         assert len(given) <= PIECES
@@ -280,14 +289,24 @@ class Rings(RuleBasedStateMachine):
 
     @rule()
     def succeed(self) -> None:
-        """What the one that ended had in hand is begun anew, and the buffer that it held is taken up again."""
+        """Between two steps."""
         before = self.guest.visible()
-        self.guest.balloon.end_hinting()
-        self.guest._journal.changed()
-        self.guest.succeed()
+        self.go_on()
         assert self.guest.visible().rings == before.rings
+
+    def go_on(self) -> None:
+        """What the one that ended had in hand is begun anew, and the buffer that it held is taken up again."""
+        self.guest.succeed()
         for model in self.rings.values():
             model.is_held = False
+
+    @rule(role=ROLES, where=st.sampled_from(["put", "release"]), after=st.booleans())
+    def die(self, role: Role, where: str, after: bool) -> None:
+        """In the middle of a step, before or after a chain is put back or a piece given back."""
+        target: type = Virtqueue if where == "put" else Discarder
+        with mock.patch.object(target, where, _deadly(getattr(target, where), after=after)):
+            self.step(role)
+        self.go_on()
 
     # What must hold
 
@@ -312,6 +331,17 @@ class Rings(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.guest.close()
         self.slice.stop()
+
+
+def _deadly(act: Callable[..., None], *, after: bool) -> Callable[..., None]:
+    """What does the same, and is the last thing that is done; or is not done any more."""
+
+    def deadly(*arguments: object) -> None:
+        if after:
+            act(*arguments)
+        raise Killed
+
+    return deadly
 
 
 Rings.TestCase.settings = settings(stateful_step_count=50)

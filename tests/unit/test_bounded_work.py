@@ -281,12 +281,15 @@ def test_the_bounds_are_reached(meter: Meter) -> None:
 # Pieces of whole pages, whatever their size
 
 
+@pytest.mark.parametrize("offset", [0, 640 << 10])
 @pytest.mark.parametrize("page_size", [PAGE, 2 * MIB, 32 * MIB, GIB])
-def test_no_piece_is_a_part_of_a_page(meter: Meter, page_size: int) -> None:
+def test_no_piece_is_a_part_of_a_page(meter: Meter, page_size: int, offset: int) -> None:
+    """Of the file: a region need not begin with a page."""
     (region,) = meter.guest.session.memory.regions
-    region.page_size = page_size
+    region.page_size, region.file_offset = page_size, offset
     pieces = whole_pages(Part(region, PAGE, 4 * GIB))
-    assert pieces[0].offset == page_size
-    assert sum(piece.length for piece in pieces) == 4 * GIB - (0 if page_size == PAGE else page_size)
-    assert not any((piece.offset | piece.length) % page_size for piece in pieces)
+    places = [piece.offset + offset for piece in pieces]
+    assert 0 <= places[0] - offset - PAGE < page_size
+    assert 0 <= 4 * GIB + PAGE - (pieces[-1].offset + pieces[-1].length) < page_size
+    assert not any((place | piece.length) % page_size for place, piece in zip(places, pieces, strict=True))
     assert {piece.length for piece in pieces[1:-1]} == {max(SLICE_BYTES, page_size)}
