@@ -8,6 +8,7 @@ I6. With the same bytes cut at any boundaries, read at once or late, the outcome
 
 from __future__ import annotations
 
+import gc
 import os
 from itertools import pairwise
 from random import Random
@@ -105,6 +106,12 @@ def descriptors(chance: Random, request: int) -> list[str]:
 
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_of_others() -> None:
+    """What other tests have left to the collector goes now, and not while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.mark.parametrize("started", [False, True])
