@@ -215,7 +215,8 @@ class Session:
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
         token = arrived.fds[0].token
-        sock = stream_socket(arrived.take())
+        # Left among those that arrived: what is no stream socket is closed with them, and not whenever it is collected.
+        sock = stream_socket(arrived.fds[0])
         if sock is None:
             raise RequestError("the back end's channel is not a unix stream socket")
         self._drop_backend_channel()
