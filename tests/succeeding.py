@@ -18,6 +18,7 @@ from hostdev.driver import GuestMemory
 from hostdev.estate import Estate
 from hostdev.journal import RecordJournal
 from hostdev.metrics import Metrics, Sample
+from hostdev.options import Start
 from hostdev.record import Record
 from hostdev.session import Session
 from hostdev.snapshot import Done, Parts, gather
@@ -118,7 +119,7 @@ class Succeeding(InProcess):
         self.commands = Commands(self.balloon, self.session, clock=lambda: self.now)
         self.teller = ConfigTeller(self.balloon, self.session, clock=lambda: self.now)
         self._write_to(Record(inherited.record))
-        self._done = succeed(self.parts, inherited, self._record, blamed=False)
+        self._done = succeed(self.parts, inherited, self._record, Start())
         self._journal.handled(self._done.number)
         ended.close()
         ended_record.close()
