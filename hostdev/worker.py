@@ -345,7 +345,7 @@ def start(
     isolate(channel, *([] if control is None else [control]), *estate.descriptors())
     limit_log()
     if start.makeshift:
-        # A full disk under a mapped file is a SIGBUS.
+        # They may be what its predecessors died of: a disk that is full, broken or gone.
         options = replace(options, metrics_file=None, trace_file=None)
     logging.disable(logging.ERROR if start.quiet else logging.NOTSET)
     worker = Worker(channel, options, control, estate, makeshift=start.makeshift)
