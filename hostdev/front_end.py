@@ -11,7 +11,7 @@ import logging
 import select
 import selectors
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from hostdev import fds
 from hostdev.incoming import Incoming
@@ -26,7 +26,7 @@ class FrontEnd:
         self,
         connection: socket.socket,
         selector: selectors.BaseSelector,
-        take: Callable[[bytes, list[fds.Fd]], None],
+        take: Callable[[fds.Received], None],
         end: Callable[[], None],
     ) -> None:
         """take: is given each whole message. end: called when the front end has gone, or is to be given up."""
@@ -73,7 +73,7 @@ class FrontEnd:
                 self._end()
             elif self._incoming.is_whole:
                 self.is_waiting = True
-                self._take(*self._incoming.take())
+                self._take(self._incoming.take())
                 self.watch()
         except BlockingIOError:
             return
@@ -103,13 +103,13 @@ class FrontEnd:
             self.watch()
 
     @property
-    def begun(self) -> tuple[bytes, Sequence[fds.Fd]]:
+    def begun(self) -> fds.Received:
         """What was read of a message that is not whole yet."""
         return self._incoming.begun
 
-    def resume(self, data: bytes, received: Sequence[fds.Fd], outgoing: bytes, *, closing: bool) -> None:
+    def resume(self, begun: fds.Received, outgoing: bytes, *, closing: bool) -> None:
         """Go on where another process was: in the middle of a message, or of an answer."""
-        self._incoming = Incoming(data, received)
+        self._incoming = Incoming(begun)
         self.outgoing, self.closing = outgoing, closing
 
     def has_gone(self) -> bool:

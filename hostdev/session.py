@@ -35,6 +35,8 @@ OFFERED_PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 
+_CURTAILED = "its descriptors were lost on the way: more than any message has, or a limit of open files is reached (ulimit -n)"
+
 
 class Session:
     """One connection's state. handle() is the whole interface; the rest is for the worker to look at."""
@@ -76,12 +78,12 @@ class Session:
             Request.REM_MEM_REG: self._rem_mem_reg,
         }
 
-    def handle(self, header: wire.Header, payload: bytes, fds: list[Fd]) -> bytes:
+    def handle(self, header: wire.Header, payload: bytes, fds: list[Fd], *, curtailed: bool = False) -> bytes:
         """Act on one whole message and return the bytes to answer, none if no answer is due.
 
-        Raises StreamError for a header that shows a stream out of step.
+        curtailed: its descriptors were lost on the way, so it is refused. Raises StreamError for a header that shows a stream out of step.
         """
-        arrived = Arrived(fds)
+        arrived = Arrived(fds, curtailed)
         try:
             _check_header(header, payload)
             self.trace.message(header.request, payload, len(fds))
@@ -114,6 +116,8 @@ class Session:
         return self._acknowledge(header, 0)
 
     def _decode(self, header: wire.Header, payload: bytes, arrived: Arrived) -> tuple[Request, Any]:
+        if arrived.curtailed:
+            raise RequestError(_CURTAILED)
         request = wire.request_of(header.request)
         if request is None:
             raise RequestError(f"request {header.request} is not known here")
