@@ -219,11 +219,16 @@ class Session:
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
         token = arrived.fds[0].token
-        sock = stream_socket(arrived.take())
+        sock = stream_socket(arrived.fds[0])
         if sock is None:
             raise RequestError("the back end's channel is not a unix stream socket")
+        try:
+            channel = BackendChannel(sock, token, self.journal)
+        except OSError as error:
+            sock.close()
+            raise RequestError(f"the back end's channel cannot be watched: {error.strerror}") from error
         self._drop_backend_channel()
-        self.backend_channel = BackendChannel(sock, token, self.journal)
+        self.backend_channel = channel
 
     def _drop_backend_channel(self) -> None:
         if self.backend_channel is not None:
