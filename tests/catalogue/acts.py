@@ -18,6 +18,7 @@ from hostdev.frontend import Frontend
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
+from tests.device_program import Program, children, descriptors, wait_for
 from tests.in_process import PAGE, InProcess
 
 REPORTING, INFLATE, DEFLATE = Role.REPORTING, Role.INFLATE, Role.DEFLATE
@@ -58,7 +59,6 @@ PAYLOADS: dict[Request, bytes] = {
 # What a request that always has a reply is answered when it is refused.
 REFUSALS: dict[int, bytes] = {
     Request.GET_CONFIG: bytes(12),
-    Request.GET_VRING_BASE: bytes(8),
     Request.GET_FEATURES: bytes(8),
     Request.GET_PROTOCOL_FEATURES: bytes(8),
     Request.GET_QUEUE_NUM: bytes(8),
@@ -76,13 +76,22 @@ def say(guest: Frontend, request: int, payload: bytes, descriptors: Sequence[Fd]
 
 
 def is_refused(guest: Frontend, request: int, payload: bytes, descriptors: Sequence[Fd] = ()) -> bool:
-    return say(guest, request, payload, descriptors) == REFUSALS.get(request, REFUSED)
+    reply = say(guest, request, payload, descriptors)
+    if request == Request.GET_VRING_BASE:
+        return reply == payload[:4].ljust(8, b"\0")  # the ring that was asked for, and 0
+    return reply == REFUSALS.get(request, REFUSED)
 
 
 def is_read(connection: socket.socket) -> bool:
     """True once the other side has read all that was sent: of a unix socket the kernel counts memory, one byte for none."""
     (unread,) = struct.unpack("i", fcntl.ioctl(connection, _SIOCOUTQ, bytes(4)))
     return int(unread) <= 1
+
+
+def wait_idle(device: Program, count: int) -> None:
+    """Wait until a device that serves one front end after another has none any more, and count descriptors as before."""
+    wait_for(lambda: not children(device.pid), "the worker's end")
+    wait_for(lambda: len(descriptors(device.pid)) == count, f"{count} descriptors, as before")
 
 
 def status(guest: Frontend, request: Request, value: object, descriptors: Sequence[Fd] = ()) -> int:

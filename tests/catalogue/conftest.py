@@ -17,11 +17,13 @@ from tests.in_process import MIB, InProcess
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    gc.collect()  # what other tests have left to it goes now, and not in between
     before = set(children(os.getpid())), len(descriptors(os.getpid()))
     yield
-    gc.collect()
-    assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
+    # Fewer: what other tests had left to the collector.
+    assert set(children(os.getpid())) <= before[0]
+    if len(descriptors(os.getpid())) > before[1]:
+        gc.collect()
+        assert len(descriptors(os.getpid())) <= before[1]
 
 
 @pytest.fixture
