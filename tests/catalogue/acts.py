@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -167,3 +168,17 @@ def memfd(size: int) -> Iterator[Fd]:
     with Fd(os.memfd_create("other-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as fd:
         os.ftruncate(fd.fileno(), size)
         yield fd
+
+
+@contextlib.contextmanager
+def limit_of_files(pid: int, left: int) -> Iterator[None]:
+    """Leave a process room for so many open files more."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = set(descriptors(pid))
+    free = (number for number in range(soft) if number not in taken)
+    limit = next(number for place, number in enumerate(free) if place == left)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))

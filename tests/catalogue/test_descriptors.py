@@ -5,10 +5,8 @@ What is counted is counted by the kernel, in /proc, after some rounds that let e
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from tests.catalogue.acts import (
     eventfd,
     is_read,
     is_refused,
+    limit_of_files,
     memfd,
     offered,
     status,
@@ -291,20 +290,6 @@ def test_case_08_an_unknown_request_with_descriptors(device: DeviceProcess, gues
 
 
 # MSG_CTRUNC: the host has no room for them
-
-
-@contextlib.contextmanager
-def limit_of_files(pid: int, left: int) -> Iterator[None]:
-    """Leave a process room for so many open files more."""
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    taken = set(descriptors(pid))
-    free = (number for number in range(soft) if number not in taken)
-    limit = next(number for place, number in enumerate(free) if place == left)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 NEEDING = {
