@@ -7,6 +7,7 @@ Used by guest.py, which has a worker answer the messages.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import selectors
@@ -17,6 +18,10 @@ from hostdev import fds
 from hostdev.incoming import Incoming
 
 log = logging.getLogger(__name__)
+
+# What a host says that has no memory for it now: nothing was read, or written (Linux, sock_alloc_send_pskb). Tried again at
+# the next look, which is at once, for nothing would say that there is memory: to close the connection would end the VM.
+_NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
 
 class FrontEnd:
@@ -75,9 +80,9 @@ class FrontEnd:
                 self.is_waiting = True
                 self._take(self._incoming.take())
                 self.watch()
-        except BlockingIOError:
-            return
         except (OSError, OverflowError) as error:
+            if _is_passing(error):
+                return
             log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
             self._end()
 
@@ -92,11 +97,10 @@ class FrontEnd:
         try:
             while self.outgoing:
                 self.outgoing = self.outgoing[fds.send(self.connection, self.outgoing) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._end()
-            return
+        except OSError as error:
+            if not _is_passing(error):
+                self._end()
+                return
         if self.closing and not self.outgoing:
             self._end()
         elif self.is_open:
@@ -126,3 +130,8 @@ class FrontEnd:
         self.unwatch()
         self._incoming.close()
         self.connection.close()
+
+
+def _is_passing(error: Exception) -> bool:
+    """True if the same may go well at the next look."""
+    return isinstance(error, BlockingIOError) or (isinstance(error, OSError) and error.errno in _NO_MEMORY)
