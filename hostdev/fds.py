@@ -21,6 +21,9 @@ from typing import NamedTuple
 # no room for them.
 MAX_RECEIVED = 16
 
+# Standard input, output and error are the numbers up to this one. Workers keep them (isolation.py).
+LAST_STANDARD = 2
+
 _EVENTFD_VALUE = (1).to_bytes(8, "little")
 
 
@@ -84,6 +87,16 @@ class Received(NamedTuple):
     data: bytes
     fds: list[Fd]
     curtailed: bool = False
+
+
+def occupy_standard() -> None:
+    """Put /dev/null where a standard descriptor is closed. Raises OSError.
+
+    Else what is opened next gets the number: a worker would keep it, and what is said on standard error end up in there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def close_all(fds: Iterable[Fd]) -> None:
