@@ -6,6 +6,7 @@ What is counted is counted by the kernel, in /proc, after some rounds that let e
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tests.catalogue.acts import (
     still_serves,
     wait_idle,
 )
-from tests.device_program import Program, descriptors, program, wait_for
+from tests.device_program import Program, descriptors, program, wait_ended, wait_for
 from tests.in_process import MIB, PAGE
 
 # Rounds of what is repeated: by default enough to tell one leak a round from none, a page of memory a round as well.
@@ -263,13 +264,14 @@ def _come_and_go(device: Program, turn: int, idle: int) -> None:
 # Too few, too many, and such as nobody asked for
 
 
-def test_case_08_wrong_numbers_of_descriptors(device: DeviceProcess, guest: Frontend) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(900)])])
+def test_case_08_wrong_numbers_of_descriptors(device: DeviceProcess, guest: Frontend, rounds: int) -> None:
     """All are closed and the message is refused; of 17 and more the kernel drops some, at the keeper's reception."""
     # CVE-2019-14818, CVE-2022-0669: descriptors of messages that take none, or fewer, stayed open for ever.
     pids = (device.pid, *device.workers())
     with memfd(PAGE) as stranger:
         before = Holdings(*pids)
-        for request, shape in wire.MESSAGES.items():
+        for request, shape in list(wire.MESSAGES.items()) * rounds:
             for count in {0, 1, 2, 8, 9, 16, 17, 40, 253} - {*shape.descriptors}:
                 assert is_refused(guest, request, PAYLOADS[request], [stranger] * count), (request, count)
             assert guest.request(Request.GET_QUEUE_NUM) == 5
@@ -359,6 +361,25 @@ def test_case_08_what_is_lost_with_a_first_byte_is_lost_for_the_message(
     guest.send_raw(message[5:], [guest.rings[0].call])
     assert guest.receive()[1] == (1).to_bytes(8, "little")
     Holdings(*pids).assert_as(before)
+    still_serves(guest)
+
+
+def test_case_08_what_is_lost_is_lost_for_a_second_worker(device: DeviceProcess, guest: Frontend) -> None:
+    """The first one dies with the message: its successor refuses it as well, though it has room."""
+    (worker,) = device.workers()
+    with Fd(os.pidfd_open(worker)) as ended:
+        os.kill(worker, signal.SIGSTOP)
+        with limit_of_files(device.pid, 0):
+            guest.send_raw(
+                wire.message(Request.SET_CONFIG, FLAG_NEED_REPLY, NEEDING[Request.SET_CONFIG]),
+                [guest.memory.fd],
+            )
+            wait_for(lambda: is_read(guest.connection), "the keeper's reading")
+        os.kill(worker, signal.SIGKILL)
+        wait_ended(ended)
+    assert guest.receive()[1] == (1).to_bytes(8, "little")
+    assert guest.read_config() == Config()
+    assert device.workers() != [worker]
     still_serves(guest)
 
 

@@ -237,11 +237,55 @@ def broken_log(how: str) -> Iterator[int]:
         os.close(number)
 
 
-@pytest.mark.parametrize("how", ["disk full", "nobody reads"])
+def test_case_46_standard_descriptors_that_are_closed(tmp_path: Path) -> None:
+    """What is opened does not get their numbers: a worker keeps those, and would have the keeper's own descriptors."""
+    path = tmp_path / "balloon.sock"
+    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}"]
+    with subprocess.Popen(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]) as process:
+        try:
+            wait_for(lambda: listens(path) or process.poll() is not None, "listening")
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(path))
+            with Frontend(connection) as guest:
+                guest.start()
+                still_serves(guest)
+                assert_standard(process.pid, *children(process.pid))
+            process.terminate()
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+
+
+def test_case_46_a_connection_that_is_a_standard_descriptor() -> None:
+    """As inetd has it: the connection is moved out of the way, and no worker has it."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "hostdev.cli", "--fd=0"]
+    with theirs:
+        process = subprocess.Popen(
+            command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    with process:
+        with Frontend(ours) as guest:
+            guest.start()
+            still_serves(guest)
+            assert_standard(process.pid, *children(process.pid))
+        assert process.wait(DEADLINE) == 0
+
+
+def assert_standard(*pids: int) -> None:
+    """Numbers 0 to 2 are nobody's file; keeper and worker."""
+    assert len(pids) == 2
+    for pid in pids:
+        assert [descriptors(pid)[number] for number in range(3)] == ["/dev/null"] * 3
+
+
+@pytest.mark.parametrize("how", ["disk full", "nobody reads", "closed"])
 def test_case_46_a_log_that_cannot_be_written(tmp_path: Path, how: str) -> None:
     """ENOSPC and EPIPE are not the device's end, nor is a signal sent for the latter."""
     path = tmp_path / "balloon.sock"
     command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", "--log-level=debug"]
+    if how == "closed":
+        command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
     with broken_log(how) as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             wait_for(lambda: listens(path) or process.poll() is not None, "listening")
