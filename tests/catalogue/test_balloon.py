@@ -334,7 +334,7 @@ def test_case_43_unknown_and_repeated_tags(local: InProcess) -> None:
 
 def test_case_43_a_second_buffer_while_one_is_held(guest: Frontend) -> None:
     """One is held, never two: the first comes back."""
-    # CVE-2016-5403: the fix for buffers without end touched the held one, which was then counted twice.
+    # CVE-2016-5403: buffers without end; of these one is out at a time, the held one.
     ring = guest.rings[STATISTICS]
     guest.memory.write(LIST, STATISTIC.encode(Statistic(4, 1)))
     previous = ring.offer([Buffer(LIST, 10)])

@@ -80,7 +80,7 @@ def test_case_16_more_regions_than_slots(guest: Frontend) -> None:
 
 
 def test_case_16_more_regions_than_a_table_has(guest: Frontend) -> None:
-    # CVE-2020-10722: a count that is used before it is checked.
+    # CVE-2021-3839: a count out of a message that indexed past an array.
     region = wire.REGION.encode(FAR)
     for count in (9, 10, 100, 2**31, 2**32 - 1):
         payload = count.to_bytes(4, "little") + bytes(4) + region * min(count, 16)

@@ -53,7 +53,8 @@ def is_signalled(fd: Fd, seconds: float = DEADLINE) -> bool:
 
 def test_case_22_rings_that_there_are_not(guest: Frontend) -> None:
     """By the whole of the number: what its low bits say is no ring either."""
-    # CVE-2020-10723: a 32-bit index cut to 16 bits before it was checked. CVE-2011-2512: a negative one passed as signed.
+    # CVE-2020-10723: a 32-bit index, cut to 16 bits before it was checked.
+    # CVE-2011-2512: a negative one, smaller than the number of queues.
     call = guest.rings[REPORTING].call
     for index in (5, 6, 127, 255, 256, 256 + REPORTING, 1 << 16, 1 << 16 | REPORTING, 2**31, 2**32 - 1):
         for request in STATES:

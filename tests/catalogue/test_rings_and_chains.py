@@ -203,7 +203,8 @@ def refused(
 
 
 def test_case_31_chains_without_an_end(guest: Frontend) -> None:
-    # CVE-2019-9547: a circular chain, followed for ever. DPDK 6ec1778134: the same again in code that was new.
+    # CVE-2019-9547: a circular chain, followed for ever.
+    # DPDK 6ec1778134: no bound on next and no end of the loop, once more in code that was new.
     more = NEXT | WRITE
     refused(
         guest,
@@ -328,7 +329,8 @@ def test_case_33_readable_after_writable(guest: Frontend) -> None:
 
 def test_case_36_more_bytes_than_a_chain_may_have(guest: Frontend) -> None:
     """virtio 1.3, 2.7.4: at most 2^32. Exactly so many are allowed, and what is memory of them is released."""
-    # CVE-2016-7422: a length that nobody bounded. DPDK CVE-2020-14378: a sum of lengths that wrapped.
+    # CVE-2016-7422: a length that nobody bounded.
+    # CVE-2020-14378: what was left of a length, below 0.
     whole = 0xFFFFFFFF
     refused(
         guest,
@@ -352,7 +354,8 @@ def test_case_36_more_bytes_than_a_chain_may_have(guest: Frontend) -> None:
 
 def test_case_34_buffers_of_no_bytes(guest: Frontend) -> None:
     """Skipped, wherever they are; what is beside them counts."""
-    # CVE-2016-6490: no bytes, and a loop that waits for some. CVE-2020-10725: an address that is not checked then.
+    # CVE-2016-6490: no bytes, and a loop that waits for some.
+    # CVE-2020-10725: an address that is not checked where there are no bytes.
     for address in (0, FREE, FREE + 1, MEMORY, 1 << 40, 2**64 - 1):
         for flags in (WRITE, 0):
             assert publish(guest, [Descriptor(address, 0, flags, 0)]) == 0
@@ -374,6 +377,8 @@ def test_case_34_buffers_of_no_bytes(guest: Frontend) -> None:
 
 def test_case_35_past_what_there_is(guest: Frontend) -> None:
     """What of it is memory is released, in whole pages; nothing wraps, and nothing is taken past the end."""
+    # CVE-2019-18960: a check of the bounds of a descriptor that let some past them.
+    # CVE-2023-41051: the same in what all accesses to guest memory go through.
     end = MEMORY
     fill(guest, end - 4 * PAGE, 4 * PAGE)
     nothing = [(end, MIB), (end, 0xFFFFFFFF), (1 << 40, MIB), (1 << 63, MIB), (2**64 - PAGE, PAGE)]
@@ -439,7 +444,8 @@ def test_case_35_two_files_side_by_side(guest: Frontend) -> None:
 @pytest.mark.parametrize("indirect", [False, True])
 def test_case_37_a_descriptor_is_read_once(local: InProcess, reads: CountedReads, indirect: bool) -> None:
     """What it said then is checked and used; after each read the guest writes something else over all of them."""
-    # CVE-2020-14375, CVE-2024-11614: fields that are fetched twice, checked the first time and used the second.
+    # CVE-2020-14375: descriptors that were checked in guest memory, and used as they were there later.
+    # CVE-2024-11614: fields that are fetched twice.
     other = DESCRIPTOR.encode(Descriptor(4 * MIB, MIB, WRITE, 0xFFFF))
     ring = local.rings[REPORTING]
     fill(local, 2 * MIB, MIB)
