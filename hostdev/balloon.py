@@ -33,7 +33,7 @@ from hostdev.metrics import Metrics, worth_logging
 from hostdev.rings import Job, Ring, Rings, Step
 from hostdev.statistics import Statistics
 from hostdev.trace import Tracer
-from hostdev.virtqueue import Chain, RingLayout
+from hostdev.virtqueue import INDEX_MASK, Chain, RingLayout
 from hostdev.wire.balloon import QUEUE_COUNT, Config, Feature, Role, names
 from hostdev.wire.trace import Cause
 
@@ -50,7 +50,6 @@ MAX_DEADLY = 3
 # A kind of guest error: a chain that workers died with.
 DEADLY = "deadly"
 
-_INDEX_MASK = 0xFFFF
 _IDLE = Step(returned=False, more=False)
 
 
@@ -76,6 +75,7 @@ class Balloon:
         self._jobs = Jobs(self.metrics, self.hinting)
         self.space = ConfigSpace(lambda: self.hinting.shown_id)
         self.has_all_memory = False
+        self._has_warned = False
 
     # What the session asks (vrings.Device)
 
@@ -88,6 +88,11 @@ class Balloon:
     def queue_count(self) -> int:
         """All five queues can be set up, whatever is negotiated."""
         return QUEUE_COUNT
+
+    @property
+    def keeps_off(self) -> bool:
+        """True once guest memory is not touched any more."""
+        return self.rings.are_closed
 
     def set_features(self, features: int) -> None:
         """Take over the negotiated features."""
@@ -106,6 +111,11 @@ class Balloon:
         self.metrics.gauges["guest_memory_bytes"] = sum(region.size for region in memory.regions)
         self.rings.put_up(layouts, memory, self._features)
         self._note_memory()
+        if not self._has_warned and any(region.may_shrink for region in memory.regions):
+            self._has_warned = True
+            log.info(
+                "guest memory is not sealed against shrinking: if its file is cut short, this device's service ends"
+            )
 
     def start_ring(self, index: int, layout: RingLayout, base: int) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
@@ -179,6 +189,13 @@ class Balloon:
             self.giver.make_inert(why)
             self.end_hinting()
             self.journal.changed()
+
+    def keep_off(self) -> None:
+        """Touch no guest memory from now on but by pread, and serve no ring. Before any memory is known."""
+        self.make_inert(
+            "guest memory was cut short, or cannot be read: to touch it ends a worker (SIGBUS), and no ring is served any more"
+        )
+        self.rings.are_closed = True
 
     def begin_hinting(self) -> None:
         """Open a round of hinting; there must be none open."""
@@ -309,7 +326,7 @@ class Balloon:
 
     def _hold(self, index: int, ring: Ring, chain: Chain) -> Step:
         """Keep the statistics buffer: returning it is how the device asks for fresh ones (5.5.6.3)."""
-        position = ring.queue.next_available - 1 & _INDEX_MASK
+        position = ring.queue.next_available - 1 & INDEX_MASK
         if _is_behind(position, ring.answered_to):
             ring.counts.clear()
         else:
@@ -329,4 +346,4 @@ class Balloon:
 
 def _is_behind(position: int, known: int | None) -> bool:
     """True if an available index is this known one, or one of the 32768 before it."""
-    return known is not None and (known - position) & _INDEX_MASK <= _INDEX_MASK >> 1
+    return known is not None and (known - position) & INDEX_MASK <= INDEX_MASK >> 1

@@ -32,6 +32,8 @@ class Child:
     def __init__(self, name: str, start: Callable[[], int]) -> None:
         """name: for the log. start: what the process does; returns its exit status. Raises OSError."""
         self._name = name
+        # True once it is buried and a touch of a mapping ended it that has no memory behind it.
+        self.had_bus_error = False
         self.pid = _fork(name, start)
         try:
             self.pidfd = Fd(os.pidfd_open(self.pid))
@@ -64,6 +66,7 @@ class Child:
         """Reap a process that has ended. False, with a line in the log unless expected, if it did not end with 0."""
         with self.pidfd:
             status = os.waitpid(self.pid, 0)[1]
+        self.had_bus_error = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS
         if status and not expected:
             log.error("the %s ended with %s", self._name, _describe(status))
         return status == 0

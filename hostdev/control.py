@@ -27,6 +27,7 @@ from hostdev.control_keeper import KeeperEnd
 from hostdev.control_peer import ask_guest, ids
 from hostdev.errors import CommandError
 from hostdev.isolation import isolate
+from hostdev.log_limit import limit_log
 from hostdev.metrics import worth_logging
 from hostdev.qmp_session import Command, version
 from hostdev.qom import qom_list
@@ -53,6 +54,7 @@ def start(channel: socket.socket, listener: socket.socket, generation: int) -> i
     generation: how many there were before, so that no answer to one of them is taken for ours.
     """
     isolate(channel, listener)
+    limit_log()
     Control(channel, listener, generation).run()
     return 0
 
@@ -91,11 +93,13 @@ class Control:
             (self._clients[number], mask) for number, mask in events.items() if number in self._clients
         ]
         guests = self._guests.ready(events)
-        if self._keeper.number in events and not self._serve_keeper():
+        is_told = self._keeper.number in events
+        if is_told and not self._serve_keeper():
             return False
         for guest, peer, mask in guests:
             guest.serve(peer, mask)
-        if self._acceptor.listener.fileno() in events and not self._is_succeeded:
+        # Not before all is heard that the keeper has to say: a client may ask of it at once.
+        if not is_told and self._acceptor.listener.fileno() in events and not self._is_succeeded:
             self._accept()
         for client, mask in clients:
             if not client.serve(mask):

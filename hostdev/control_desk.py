@@ -51,13 +51,16 @@ class ControlDesk:
     def start(self) -> None:
         """Have a control process."""
         if self.link is not None:
-            self.link.start()
-            self._welcome(self.link)
+            self.link.start(self._tell_all)
+            self._settle(self.link)
 
-    def _welcome(self, link: ControlLink) -> None:
-        """Tell a new control process of all places, or the workers that there is none any more."""
+    def _tell_all(self) -> None:
         for place in self._places.values():
             self.announce(place)
+
+    def _settle(self, link: ControlLink) -> None:
+        """There is a control process, or the workers are to know that there is none any more."""
+        for place in self._places.values():
             if link.is_given_up and place.guest is not None:
                 place.guest.forget_control()
         self._watch()
@@ -116,8 +119,8 @@ class ControlDesk:
             link.answer(answer)
             return
         # It has ended, or says what it has no business to.
-        link.replace()
-        self._welcome(link)
+        link.replace(self._tell_all)
+        self._settle(link)
 
     def refuse_all(self, why: str) -> None:
         """Refuse what has been asked and not been heard yet."""

@@ -81,18 +81,19 @@ class ControlLink:
         """Its process id, None while there is none."""
         return None if self._child is None else self._child.pid
 
-    def start(self) -> None:
-        """Fork a control process. It is to be told of all places."""
+    def start(self, tell_all: Callable[[], None] = lambda: None) -> None:
+        """Fork a control process. tell_all: announces all places, before it begins: its first client may ask at once."""
         try:
             self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
+                self._is_killed = False
+                tell_all()
                 process = functools.partial(control.start, theirs, self._listener, self._generation)
                 self._child = Child("control process", process)
         except OSError as error:
             self._give_up(f"no process can be started: {error.strerror}")
             return
         self._generation += 1
-        self._is_killed = False
         log.info("the control socket is served by process %d", self._child.pid)
 
     def _give_up(self, why: str) -> None:
@@ -235,15 +236,15 @@ class ControlLink:
 
     # Its end
 
-    def replace(self) -> None:
-        """Bury a control process that ended unasked and start another, unless too many have."""
+    def replace(self, tell_all: Callable[[], None] = lambda: None) -> None:
+        """Bury a control process that ended unasked and start another, unless too many have. tell_all: as start() has it."""
         self._end_at_once()
         now = self._clock()
         if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] <= DEATHS_PERIOD:
             self._give_up(f"its process died once more, {MAX_DEATHS} times before within {DEATHS_PERIOD:g} s")
             return
         self._deaths.append(now)
-        self.start()
+        self.start(tell_all)
 
     def close(self) -> None:
         """End the control process: it sees its channel close, gives its clients what they are owed, and ends."""

@@ -6,6 +6,7 @@
     hugetlb                        nothing unless asked for: a page given back leaves without its reservation; if
                                    another process takes it, the guest's next touch is a SIGBUS that kills QEMU
     a file on disk                 nothing: punching would destroy the file's data
+    bytes of two regions           nothing: a page that is free in one is in use in the other
 
 It decides nothing about which pages: balloon.py hands it whole pages inside one region.
 """
@@ -22,7 +23,7 @@ from enum import StrEnum
 
 from hostdev.errors import HostError
 from hostdev.fds import Fd
-from hostdev.memory import Region
+from hostdev.memory import Region, doubled
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Backing(StrEnum):
     HUGETLB = "hugetlb pages"
     FILE = "a file on disk"
     SEALED = "write-sealed shared memory"
+    DOUBLED = "memory that another region holds as well"
 
 
 AUTO = "auto"
@@ -80,6 +82,8 @@ def choose(request: str, backing: Backing, *, hugetlb_release: bool = False) -> 
         return Choice(Method.NONE, "punching would destroy the data of the file: use memory-backend-memfd")
     if backing is Backing.SEALED:
         return Choice(Method.NONE, "its seals forbid giving pages back")
+    if backing is Backing.DOUBLED:
+        return Choice(Method.NONE, "a page that is free in one region may be in use in the other")
     if request == Method.NONE:
         return Choice(Method.NONE, "--discard none was given")
     if backing is Backing.PRIVATE:
@@ -134,6 +138,7 @@ class Discarder:
     def adopt(self, regions: tuple[Region, ...]) -> None:
         """Choose for each region, and say each new choice in the log, once."""
         self._backings = {region: backing_of(region.fd) for region in regions}
+        self._backings |= dict.fromkeys(doubled(regions), Backing.DOUBLED)
         self._choices = {region: self._choose(backing) for region, backing in self._backings.items()}
 
     def _choose(self, backing: Backing) -> Choice:

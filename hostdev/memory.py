@@ -3,12 +3,16 @@
 Reads of guest buffers go through pread: reading a hole through a mapping would allocate it and charge us for it. Only
 the rings are used through the mapping, because their indices must be read and written whole.
 
+A file that somebody cuts short is a SIGBUS for whoever touches a mapping of what is gone; pread comes back short. So
+where that has happened regions are not mapped at all.
+
 Not thread-safe and not a policy: what may be released is discard.py's and balloon.py's business. Used by session.py
 (builds the table), virtqueue.py (rings) and balloon.py (buffers).
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from bisect import bisect_right
@@ -26,14 +30,22 @@ MAX_REGIONS = 32
 BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system (stat(2)).
 
 _ADDRESS_SPACE = 1 << 64
+# uapi/linux/fcntl.h.
+_F_GET_SEALS = 1034
+_F_SEAL_SHRINK = 0x0002
 
 
 class Region:
-    """One mapped region of guest memory. Owns its descriptor and its mapping until close()."""
+    """One region of guest memory. Owns its descriptor and its mapping, if it has one, until close()."""
 
-    def __init__(self, description: MemoryRegion, fd: Fd) -> None:
-        """Check the description against the file and map it. Raises RequestError; fd is then still the caller's."""
-        _check(description, fd)
+    def __init__(self, description: MemoryRegion, fd: Fd, *, mapped: bool = True) -> None:
+        """Check the description, against the file as well if it is to be mapped, and map it.
+
+        Raises RequestError; fd is then still the caller's.
+        """
+        _check(description)
+        if mapped:
+            _check_file(description, fd)
         status = os.fstat(fd.fileno())
         self.file = status.st_dev, status.st_ino
         self.guest_address = description.guest_address
@@ -48,11 +60,7 @@ class Region:
         start = self.file_offset // self.page_size * self.page_size
         end = -(-(self.file_offset + self.size) // self.page_size) * self.page_size
         self._lead = self.file_offset - start
-        try:
-            self.mapping = mmap.mmap(fd.fileno(), end - start, mmap.MAP_SHARED, offset=start)
-        except (OSError, ValueError) as error:
-            raise RequestError(f"guest memory cannot be mapped: {error}") from error
-        self.mapping.madvise(mmap.MADV_DONTDUMP)
+        self._mapping = _map(fd, start, end - start) if mapped else None
         self.fd = fd
 
     @property
@@ -65,22 +73,51 @@ class Region:
         """The first front-end address after the region."""
         return self.user_address + self.size
 
+    @property
+    def file_end(self) -> int:
+        """The first offset in the file after the region."""
+        return self.file_offset + self.size
+
+    @property
+    def mapping(self) -> mmap.mmap:
+        """The mapping of a region that is mapped."""
+        assert self._mapping is not None
+        return self._mapping
+
     def view(self, offset: int, length: int) -> memoryview:
-        """Return a writable view of length bytes at offset; both must be inside the region."""
+        """Return a writable view of length bytes at offset; both must be inside the region, and that mapped."""
         return memoryview(self.mapping)[self._lead + offset : self._lead + offset + length]
 
     def advise(self, advice: int, offset: int, length: int) -> None:
-        """Call madvise on length bytes at offset, inside the region. Raises OSError."""
+        """Call madvise on length bytes at offset, inside the region, which is mapped. Raises OSError."""
         self.mapping.madvise(advice, self._lead + offset, length)
+
+    @property
+    def may_shrink(self) -> bool:
+        """True if nothing keeps the file from being cut short: QEMU seals a memfd against that, unless told otherwise."""
+        try:
+            return not fcntl.fcntl(self.fd.fileno(), _F_GET_SEALS) & _F_SEAL_SHRINK
+        except OSError:
+            return True  # EINVAL: this kind of file has no seals
 
     def close(self) -> None:
         """Unmap and close. Views into the mapping must have been released before."""
-        self.mapping.close()
+        if self._mapping is not None:
+            self._mapping.close()
         self.fd.close()
 
 
-def _check(description: MemoryRegion, fd: Fd) -> None:
-    """Refuse a description that does not fit its file or the address space."""
+def _map(fd: Fd, start: int, length: int) -> mmap.mmap:
+    try:
+        mapping = mmap.mmap(fd.fileno(), length, mmap.MAP_SHARED, offset=start)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"guest memory cannot be mapped: {error}") from error
+    mapping.madvise(mmap.MADV_DONTDUMP)
+    return mapping
+
+
+def _check(description: MemoryRegion) -> None:
+    """Refuse a description that does not fit the address space."""
     if description.size == 0:
         raise RequestError("memory region of size 0")
     for base in (description.guest_address, description.user_address, description.mmap_offset):
@@ -89,6 +126,10 @@ def _check(description: MemoryRegion, fd: Fd) -> None:
     # The front end's address too: rings are checked for alignment by it, and their indices must be stored whole.
     if (description.mmap_offset | description.guest_address | description.user_address) % mmap.PAGESIZE:
         raise RequestError("memory region is not aligned to a page")
+
+
+def _check_file(description: MemoryRegion, fd: Fd) -> None:
+    """Refuse a description that does not fit its file."""
     if os.fstat(fd.fileno()).st_size < description.mmap_offset + description.size:
         raise RequestError(
             "memory region is longer than its file: size of the memory backend and of -m must agree"
@@ -138,6 +179,13 @@ class MemoryTable:
         data = b"".join(pieces)
         return data if len(data) == length else None
 
+    def peek(self, user_address: int, length: int) -> bytes | None:
+        """Copy length bytes at a front-end address; None unless one region holds them all and they are readable."""
+        for region in self.regions:
+            if region.user_address <= user_address and user_address + length <= region.user_end:
+                return self.read(region.guest_address + user_address - region.user_address, length)
+        return None
+
     def view(self, user_address: int, length: int) -> memoryview:
         """Return a writable view of length bytes at a front-end address. Raises RequestError if no region holds it.
 
@@ -159,7 +207,7 @@ class MemoryTable:
         """
         bounds: dict[tuple[int, int], tuple[int, int]] = {}
         for region in self.regions:
-            start, end = region.file_offset, region.file_offset + region.size
+            start, end = region.file_offset, region.file_end
             first, last = bounds.get(region.file, (start, end))
             bounds[region.file] = min(first, start), max(last, end)
         return sum(last - first for first, last in bounds.values())
@@ -182,3 +230,16 @@ def _refuse_overlap(bounds: list[tuple[int, int]]) -> None:
     for (_start, end), (start, _end) in pairwise(bounds):
         if start < end:
             raise RequestError("memory regions overlap")
+
+
+def doubled(regions: Iterable[Region]) -> set[Region]:
+    """Return the regions that have bytes of their file in common with another: a page of one is in use in the other, maybe."""
+    found: set[Region] = set()
+    furthest: Region | None = None
+    for region in sorted(regions, key=lambda region: (region.file, region.file_offset)):
+        same_file = furthest is not None and furthest.file == region.file
+        if furthest is not None and same_file and region.file_offset < furthest.file_end:
+            found |= {furthest, region}
+        if furthest is None or not same_file or region.file_end > furthest.file_end:
+            furthest = region
+    return found

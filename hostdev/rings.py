@@ -16,10 +16,11 @@ from hostdev.memory import MemoryTable, Part
 from hostdev.metrics import Metrics, Sample
 from hostdev.roles import ring_roles
 from hostdev.trace import Tracer
-from hostdev.virtqueue import RingLayout, Virtqueue
+from hostdev.virtqueue import INDEX_MASK, RingLayout, Virtqueue
 from hostdev.wire.balloon import Feature, Role
 from hostdev.wire.record import RingPlace
 from hostdev.wire.trace import Cause
+from hostdev.wire.virtqueue import RING_HEADER, RING_HEADER_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +98,17 @@ class Rings:
         self.stranded: dict[int, tuple[RingLayout, int]] = {}
         self._last_bases: dict[int, int] = {}
         self._roles: dict[int, Role] = {}
+        # True once none is to be served any more: guest memory cannot be touched safely.
+        self.are_closed = False
 
     def start(
         self, index: int, layout: RingLayout, base: int, memory: MemoryTable, features: Feature
     ) -> None:
         """Begin to use a ring. Raises RequestError if it cannot be as the front end says."""
+        if self.are_closed:
+            self.stranded.pop(index, None)
+            self._last_bases[index] = base
+            return
         indirect = bool(features & Feature.RING_INDIRECT_DESC)
         queue = Virtqueue(layout, memory, base, indirect=indirect)
         self._metrics.drop("ring_chains", str(index))
@@ -114,7 +121,10 @@ class Rings:
 
         What that one had in hand was not answered, for the used index does not have it: it is taken up again.
         """
-        if standing.place is RingPlace.STRANDED:
+        if self.are_closed:
+            if (base := _base_unmapped(layout, standing, memory)) is not None:
+                self._last_bases[index] = base
+        elif standing.place is RingPlace.STRANDED:
             self.stranded[index] = layout, standing.base
         elif standing.place is RingPlace.BROKEN:
             self._last_bases[index] = standing.base
@@ -223,3 +233,11 @@ class Rings:
             )
             for index, ring in self.started.items()
         }
+
+
+def _base_unmapped(layout: RingLayout, standing: Standing, memory: MemoryTable) -> int | None:
+    """Return the base of a ring without touching a mapping; None for one that there is not, or whose memory is gone."""
+    if standing.place is not RingPlace.STARTED:
+        return standing.base if standing.place is not RingPlace.NONE else None
+    used = memory.peek(layout.used, RING_HEADER_SIZE)
+    return None if used is None else (RING_HEADER.decode(used).index + standing.base) & INDEX_MASK

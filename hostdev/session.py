@@ -243,7 +243,7 @@ class Session:
         fresh: list[Region] = []
         try:
             for description in value.regions:
-                fresh.append(Region(description, arrived.fds[0]))
+                fresh.append(self._region(description, arrived.fds[0]))
                 arrived.take()
             table = MemoryTable(fresh)
         except RequestError:
@@ -252,11 +252,14 @@ class Session:
             raise
         self._replace_memory(table)
 
+    def _region(self, description: wire.MemoryRegion, fd: Fd) -> Region:
+        return Region(description, fd, mapped=not self.device.keeps_off)
+
     def _get_max_mem_slots(self, _value: wire.Nothing, _arrived: Arrived) -> bytes:
         return _u64(MAX_REGIONS)
 
     def _add_mem_reg(self, value: wire.SingleRegion, arrived: Arrived) -> None:
-        region = Region(value.region, arrived.fds[0])
+        region = self._region(value.region, arrived.fds[0])
         arrived.take()
         try:
             table = MemoryTable((*self.memory.regions, region))

@@ -7,6 +7,7 @@ wire/record.py's, when it is written down journal.py's business. Used by worker.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -143,6 +144,7 @@ def _device(balloon: Balloon, commands: Commands) -> DeviceRecord:
         hint_id=balloon.hinting.last_id,
         hinting=int(balloon.hinting.is_open),
         told=commands.told_actual,
+        keeps_off=int(balloon.keeps_off),
     )
 
 
@@ -207,15 +209,24 @@ def _parse_names(text: bytes) -> Iterable[Sample]:
         yield family, tuple(labels)
 
 
-def restore(parts: Parts, image: Image, held: Mapping[int, Fd]) -> None:
+def restore(parts: Parts, image: Image, held: Mapping[int, Fd], *, keeps_off: bool = False) -> None:
     """Put a state back into a device that has served nobody yet.
 
-    held: descriptors by token; those that are needed are taken over. Raises RequestError if memory or rings cannot be
-    set up as they were, KeyError if a descriptor is missing.
+    held: descriptors by token; those that are needed are taken over. keeps_off: a predecessor died of a touch of guest
+    memory. Raises RequestError if memory or rings cannot be set up as they were, KeyError if a descriptor is missing.
     """
+    if keeps_off or image.device.keeps_off or _is_cut_short(image, held):
+        parts.balloon.keep_off()
     _restore_model(parts, image)
     _restore_session(parts.session, image, held)
     _restore_rings(parts, image, held)
+
+
+def _is_cut_short(image: Image, held: Mapping[int, Fd]) -> bool:
+    """True if a file has become shorter than a region of it."""
+    return any(
+        os.fstat(held[each.token].fileno()).st_size < each.mmap_offset + each.size for each in image.regions
+    )
 
 
 def _restore_model(parts: Parts, image: Image) -> None:
@@ -254,7 +265,9 @@ def _restore_session(session: Session, image: Image, held: Mapping[int, Fd]) -> 
         session.device.set_features(session.features & ~F_PROTOCOL_FEATURES)
     regions = [
         Region(
-            MemoryRegion(each.guest_address, each.size, each.user_address, each.mmap_offset), held[each.token]
+            MemoryRegion(each.guest_address, each.size, each.user_address, each.mmap_offset),
+            held[each.token],
+            mapped=not session.device.keeps_off,
         )
         for each in image.regions
     ]

@@ -9,30 +9,31 @@ from hostdev import snapshot
 from hostdev.estate import Estate
 from hostdev.fds import close_all
 from hostdev.journal import recall
+from hostdev.options import Start
 from hostdev.record import Record
 from hostdev.snapshot import Done, Parts
 from hostdev.wire.record import InHand
 
 
-def succeed(parts: Parts, estate: Estate, record: Record, *, blamed: bool) -> Done:
+def succeed(parts: Parts, estate: Estate, record: Record, start: Start) -> Done:
     """Make a new device what its predecessor's was. Returns the last message that took effect.
 
-    record: this worker's own. blamed: the predecessor died of itself, maybe of what it had in hand. Raises whatever is
-    wrong: the record is as it was, and what is missing now (memory, descriptors) another successor may find.
+    record: this worker's own. Raises whatever is wrong: the record is as it was, and what is missing now (memory,
+    descriptors) another successor may find.
     """
     source = record if estate.source is None else Record(estate.source)
     done = Done()
     if source.state:
         image = snapshot.parse(source.state)
         done = image.done
-        _restore(parts, image, estate, source)
-        _note_deaths(parts, source, record, blamed=blamed)
+        _restore(parts, image, estate, source, keeps_off=start.keeps_off)
+        _note_deaths(parts, source, record, blamed=start.blamed)
     _close_the_rest(parts, estate)
     return done
 
 
-def _restore(parts: Parts, image: snapshot.Image, estate: Estate, source: Record) -> None:
-    snapshot.restore(parts, image, estate.known)
+def _restore(parts: Parts, image: snapshot.Image, estate: Estate, source: Record, *, keeps_off: bool) -> None:
+    snapshot.restore(parts, image, estate.known, keeps_off=keeps_off)
     used = {index: ring.queue.used_index for index, ring in parts.balloon.rings.started.items()}
     counts = recall(source, image.session.number, used)
     parts.metrics.restore(dict(zip(image.samples, counts, strict=False)))

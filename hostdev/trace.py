@@ -128,16 +128,25 @@ class TraceFile(Tracer):
     def _has_room(self, end: int) -> bool:
         """Say if a record may be written up to end. Whatever its size: or what is small would still be, and leave holes."""
         if self._used > MAX_TRACE - MAX_RECORD:
-            if not self._is_full:
-                log.warning("the trace is full at %d MiB: nothing more is written to it", MAX_TRACE >> 20)
-            self._is_full = True
-            return False
-        if end > self._size:
-            size = -(-end // GROWTH) * GROWTH
-            self._unmap()
-            os.ftruncate(self._fd, size)
-            self._map(size)
-        return True
+            self._fill_up(f"it has {MAX_TRACE >> 20} MiB")
+        elif end > self._size and not self._is_full:
+            self._grow(-(-end // GROWTH) * GROWTH)
+        return not self._is_full
+
+    def _grow(self, size: int) -> None:
+        """Make room up to size, on the disk as well: a mapping of what a full disk does not hold is a SIGBUS."""
+        try:
+            os.posix_fallocate(self._fd, self._size, size - self._size)
+        except OSError as error:
+            self._fill_up(error.strerror or "error")
+            return
+        self._unmap()
+        self._map(size)
+
+    def _fill_up(self, why: str) -> None:
+        if not self._is_full:
+            log.warning("the trace is full: %s: nothing more is written to it", why)
+        self._is_full = True
 
     # What happens
 

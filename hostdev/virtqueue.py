@@ -41,7 +41,7 @@ MAX_INDIRECT = 1024
 # virtio 1.3, 2.7.4: a driver MUST NOT create a chain that describes more than 2^32 bytes.
 MAX_CHAIN_BYTES = 1 << 32
 
-_INDEX_MASK = 0xFFFF
+INDEX_MASK = 0xFFFF
 _INDEX_SLOT = 1  # both rings: u16 flags, u16 index, then the ring itself
 _RING_SLOT = 2
 
@@ -81,7 +81,7 @@ class Virtqueue:
         )
         self._available = available.cast("H")
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
-        self.next_available = base & _INDEX_MASK
+        self.next_available = base & INDEX_MASK
         self._outstanding: set[int] = set()
 
     @property
@@ -90,19 +90,19 @@ class Virtqueue:
 
         Chains are returned in order, and the one held for statistics is offered again, so counting back is enough.
         """
-        return (self.next_available - len(self._outstanding)) & _INDEX_MASK
+        return (self.next_available - len(self._outstanding)) & INDEX_MASK
 
     @property
     def ahead(self) -> int:
         """How far the base is ahead of the used index: 0, unless the front end said otherwise."""
-        return (self.base - self.used_index) & _INDEX_MASK
+        return (self.base - self.used_index) & INDEX_MASK
 
     def go_on(self, ahead: int) -> None:
         """Stand where another process, which has ended, was in this ring: what it had not returned comes next.
 
         The used index says how far that was; an earlier one would have what was answered done again.
         """
-        self.next_available = (self.used_index + ahead) & _INDEX_MASK
+        self.next_available = (self.used_index + ahead) & INDEX_MASK
 
     @property
     def used_index(self) -> int:
@@ -133,7 +133,7 @@ class Virtqueue:
 
         Raises RingError if the ring cannot be followed any more.
         """
-        ahead = (self._available[_INDEX_SLOT] - self.next_available) & _INDEX_MASK
+        ahead = (self._available[_INDEX_SLOT] - self.next_available) & INDEX_MASK
         if ahead == 0:
             return None
         if ahead > self.size:
@@ -143,7 +143,7 @@ class Virtqueue:
             raise RingError(f"head {head} in a ring of {self.size}")
         if head in self._outstanding:
             raise RingError(f"head {head} offered again before it was returned")
-        self.next_available = (self.next_available + 1) & _INDEX_MASK
+        self.next_available = (self.next_available + 1) & INDEX_MASK
         self._outstanding.add(head)
         return head
 
@@ -153,7 +153,7 @@ class Virtqueue:
         index = self._used_index[_INDEX_SLOT]
         at = RING_HEADER_SIZE + USED_ELEMENT_SIZE * (index % self.size)
         USED_ELEMENT_STRUCT.pack_into(self._used, at, head, length)
-        self._used_index[_INDEX_SLOT] = (index + 1) & _INDEX_MASK
+        self._used_index[_INDEX_SLOT] = (index + 1) & INDEX_MASK
 
     def release(self) -> None:
         """Let go of guest memory. The ring cannot be used afterwards."""

@@ -31,6 +31,10 @@ class Device(Protocol):
     def queue_count(self) -> int:
         """How many rings there can be."""
 
+    @property
+    def keeps_off(self) -> bool:
+        """True if guest memory is not to be mapped: a touch of it may be the end of this process."""
+
     def set_features(self, features: int) -> None:
         """Take over the negotiated virtio feature bits."""
 

@@ -28,6 +28,7 @@ from hostdev.errors import RecordError, RingError
 from hostdev.estate import Estate
 from hostdev.isolation import isolate
 from hostdev.journal import RecordJournal
+from hostdev.log_limit import limit_log
 from hostdev.message_end import MessageEnd
 from hostdev.metrics import Metrics
 from hostdev.metrics_file import MetricsFile
@@ -123,7 +124,7 @@ class Worker:
     def _succeed(self, start: Start) -> Done:
         if start.lost or self._is_without:
             raise RecordError("there is no record that could be gone on with")
-        return succeed(self._parts, self._estate, self._record, blamed=start.blamed)
+        return succeed(self._parts, self._estate, self._record, start)
 
     def _make_do(self) -> None:
         """Answer messages, at least: the front end waits for that, and its guest with it."""
@@ -336,6 +337,7 @@ def start(
     control: our end of the pair to the control process.
     """
     isolate(channel, *([] if control is None else [control]), *estate.descriptors())
+    limit_log()
     if start.makeshift:
         # A full disk under a mapped file is a SIGBUS.
         options = replace(options, metrics_file=None, trace_file=None)

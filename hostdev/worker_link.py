@@ -109,6 +109,11 @@ class WorkerLink:
         self._close()
         return self._child.bury(expected=expected)
 
+    @property
+    def had_bus_error(self) -> bool:
+        """True once it is buried and a touch of guest memory that is not there any more ended it."""
+        return self._child.had_bus_error
+
     def _close(self) -> None:
         self.channel.close()
         if self.control is not None:

@@ -28,7 +28,8 @@ class Board:
     ``nodes``: bytes of each NUMA node, none for a machine without NUMA. ``root_ports``: free PCI Express ports of q35,
     named by root_port(), to plug devices into. ``reboots``: the guest's reset is one, and not the end of QEMU.
     ``force_legacy``: virtio-mmio devices of a microvm speak legacy virtio, without VERSION_1, as is QEMU's default.
-    ``huge_pages``: memory is of huge pages of 2 MiB, from the host's pool.
+    ``huge_pages``: memory is of huge pages of 2 MiB, from the host's pool. ``sealed``: its files cannot be cut short, as is
+    QEMU's default for a memfd; a file on tmpfs always can.
     """
 
     kind: Literal["q35", "microvm"] = "q35"
@@ -37,6 +38,7 @@ class Board:
     reboots: bool = False
     force_legacy: bool = True
     huge_pages: bool = False
+    sealed: bool = True
 
     def __post_init__(self) -> None:
         if any(size <= 0 or size % RAM_ALIGNMENT_BYTES for size in self.nodes):

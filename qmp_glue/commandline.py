@@ -160,10 +160,11 @@ def _microvm(machine: Machine) -> list[str]:
 def _memory(machine: Machine) -> list[str]:
     """One backend is the machine's, which names it; several are each a NUMA node's."""
     words = ["-m", f"{machine.memory_bytes}B"]
-    huge = ",hugetlb=on,hugetlbsize=2M" if machine.board.huge_pages else ""
+    kind = ",hugetlb=on,hugetlbsize=2M" if machine.board.huge_pages else ""
+    kind += "" if machine.board.sealed else ",seal=off"
     for number, size in enumerate(memory_sizes(machine)):
         name = f"{MEMORY_ID}{number}" if machine.board.nodes else MEMORY_ID
-        words += ["-object", f"memory-backend-memfd,id={name},size={size},share=on{huge}"]
+        words += ["-object", f"memory-backend-memfd,id={name},size={size},share=on{kind}"]
         if machine.board.nodes:
             words += ["-numa", f"node,nodeid={number},memdev={name}"]
     return words

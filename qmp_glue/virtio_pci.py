@@ -136,13 +136,13 @@ class VirtioPciDevice:
         self._notify_multiplier = function.read(at + CAPABILITY_SIZE)
 
     @classmethod
-    def find(cls, qtest: Qtest) -> VirtioPciDevice:
-        """Return the first virtio device on bus 0."""
+    def find(cls, qtest: Qtest, bus: int = 0) -> VirtioPciDevice:
+        """Return the first virtio device on a bus. Raises VirtioError."""
         for slot in range(SLOTS):
-            function = PciFunction(qtest, slot)
+            function = PciFunction(qtest, slot, bus)
             if function.vendor == VENDOR_VIRTIO:
                 return cls(function)
-        raise VirtioError("no virtio device on bus 0: give the machine one, on its root bus")
+        raise VirtioError(f"no virtio device on bus {bus}: give the machine one there")
 
     def _base(self, kind: CapabilityType) -> int:
         _at, capability = self._capabilities[kind]
@@ -167,6 +167,11 @@ class VirtioPciDevice:
     def _store(self, address: int, width: int, value: int) -> None:
         write = {1: self.qtest.writeb, 2: self.qtest.writew, 4: self.qtest.writel}[width]
         write(address, value)
+
+    @property
+    def config_address(self) -> int:
+        """The guest physical address of the device's own config space."""
+        return self._base(CapabilityType.DEVICE)
 
     def read_config(self, offset: int, width: int) -> int:
         """Read 1, 2 or 4 bytes of the device's own config space, in one access."""

@@ -26,11 +26,11 @@ Edit = tuple[str, str, str]
 LATER: tuple[Edit, ...] = (
     ("__init__.py", '__version__ = "', '__version__ = "2.'),
     ("wire/record.py", "\nVERSION = 1\n", "\nVERSION = 2\n"),
-    ("wire/record.py", "    told: int\n", "    told: int\n    novelty: int = 7\n"),
+    ("wire/record.py", "    keeps_off: int\n", "    keeps_off: int\n    novelty: int = 7\n"),
     (
         "wire/record.py",
-        '        "told" / Int32ul,\n',
-        '        "told" / Int32ul,\n        "novelty" / Int32ul,\n',
+        '        "keeps_off" / Int8ul,\n',
+        '        "keeps_off" / Int8ul,\n        "novelty" / Int32ul,\n',
     ),
     ("wire/record.py", "    SAMPLES = 9\n", "    SAMPLES = 9\n    NOVELTY = 77\n"),
     (

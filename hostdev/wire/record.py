@@ -160,7 +160,7 @@ class RingRecord(NamedTuple):
 class DeviceRecord(NamedTuple):
     """The device model. target: bytes or percent that wait for memory to be known, by pending: 0 none, 1, 2.
 
-    hinting: 1 while a round is open. told: what clients know of actual.
+    hinting: 1 while a round is open. told: what clients know of actual. keeps_off: 1 if guest memory is not touched any more.
     """
 
     num_pages: int
@@ -175,6 +175,7 @@ class DeviceRecord(NamedTuple):
     hint_id: int
     hinting: int
     told: int
+    keeps_off: int
 
 
 class StatisticsRecord(NamedTuple):
@@ -239,6 +240,7 @@ DEVICE_STRUCT = lower(
         "hint_id" / Int32ul,
         "hinting" / Int8ul,
         "told" / Int32ul,
+        "keeps_off" / Int8ul,
     )
 )
 STATISTICS_STRUCT = lower(

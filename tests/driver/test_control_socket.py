@@ -184,6 +184,22 @@ def test_a_dead_control_process_is_replaced(tmp_path: Path) -> None:
     assert "the control process ended with signal SIGKILL" in said
 
 
+def test_who_asks_a_new_control_process_first_is_told_of_every_guest(tmp_path: Path) -> None:
+    """It knows them from its beginning: a client that waits for it is the first thing that it sees."""
+    with controlled(tmp_path) as device:
+        with Frontend(device.device.connect()) as guest:
+            guest.start()
+            before = device.control_pid
+            for _ in range(3):
+                with device.client() as client:
+                    os.kill(before, signal.SIGKILL)
+                    assert client.is_closed()
+                with device.client() as client:
+                    assert client.execute("query-status")["return"]["connected"] is True
+                before = successor(device, before)
+        device.device.end()
+
+
 def test_a_control_process_that_always_dies_is_given_up(tmp_path: Path) -> None:
     with controlled(tmp_path) as device:
         with Frontend(device.device.connect()) as guest:

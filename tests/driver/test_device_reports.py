@@ -140,7 +140,7 @@ def test_a_large_report_and_a_stop(changed: bool) -> None:
         guest.write_config(Config(actual=1))
         if changed:
             region = wire.SingleRegion(0, wire.MemoryRegion(1 << 40, PAGE, 1 << 40, 0))
-            guest.request(Request.ADD_MEM_REG, region, [memory.fd], need_reply=True)
+            guest.request(Request.ADD_MEM_REG, region, [GuestMemory(PAGE).fd], need_reply=True)
         bases = guest.stop()
         released = full - memory.footprint()
         assert bases[Role.REPORTING] == ring.used_index

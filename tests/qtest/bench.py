@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from balloonlab.device import DeviceProcess
+from balloonlab.device import Counters, DeviceProcess
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
 from qmp_glue.board import PLAIN, Board
@@ -66,10 +66,14 @@ class Bench:
         ours: bool,
         ram_bytes: int = RAM_BYTES,
         board: Board = PLAIN,
+        plugged: bool = True,
         options: Sequence[str] = (),
+        extra: Sequence[str] = (),
     ) -> None:
-        """options: of our device."""
+        """plugged: whether ours is there from the start, or is plugged later. options: of our device. extra: of QEMU."""
         self.ours = ours
+        self._extra = tuple(extra)
+        self._plugged = plugged
         self._ram_bytes = ram_bytes
         self._board = board
         self._runner = asyncio.Runner()
@@ -78,6 +82,7 @@ class Bench:
             self._process = DeviceProcess(folder, discard="auto", control=True, options=options)
         self._stack = contextlib.AsyncExitStack()
         self._qemu = qemu
+        self._qemu_log = folder / "qemu.log"
         self.is_spent = False
         self.rings: dict[Role, PciRing] = {}
 
@@ -89,11 +94,11 @@ class Bench:
             self._ram_bytes,
             accelerator="qtest",
             board=self._board,
-            balloon=VhostUserBalloon(balloon.fileno()) if balloon else None,
+            balloon=VhostUserBalloon(balloon.fileno(), plugged=self._plugged) if balloon else None,
             qtest=theirs.fileno(),
-            extra=() if self.ours else BUILT_IN,
+            extra=self._extra if self.ours else (*self._extra, *BUILT_IN),
         )
-        self.vm = VirtualMachine(self._qemu, machine)
+        self.vm = VirtualMachine(self._qemu, machine, log=self._qemu_log)
         self.qtest = Qtest(ours, seconds=WAIT_SECONDS)
         try:
             self._runner.run(self.vm.start())
@@ -109,7 +114,8 @@ class Bench:
         self.qmp("set-action", {"reboot": "reset"})
         with self.vm.ram_file.open("r+b") as ram:
             self._ram = mmap.mmap(ram.fileno(), self._ram_bytes)
-        self.device = VirtioPciDevice.find(self.qtest)
+        if self._plugged:
+            self.device = VirtioPciDevice.find(self.qtest)
         self._balloon_monitor = self.vm.monitor
         if self._process is not None:
             self._connect(self._process)
@@ -211,6 +217,15 @@ class Bench:
         """Let time pass for QEMU's balloon, whose clock stands still here; ours goes by the host's."""
         if not self.ours:
             self.qtest.clock_step(int(seconds * 1e9))
+
+    def qemu_log(self) -> str:
+        """Return what QEMU wrote so far."""
+        return self._qemu_log.read_text()
+
+    def counters(self) -> Counters:
+        """Return our device's counters, as they were half a second ago at the latest."""
+        assert self._process is not None
+        return self._process.counters()
 
     def device_log(self) -> str:
         """Return what our device wrote so far."""

@@ -121,7 +121,10 @@ def test_a_chain_in_a_circle(bench: Bench) -> None:
 
 
 def test_an_available_index_that_lies(bench: Bench) -> None:
-    """QEMU's says NEEDS_RESET. Ours stops that ring alone: a back end has no way to set that bit."""
+    """Ours stops that ring alone: a back end has no way to set NEEDS_RESET.
+
+    QEMU's believes it, and says NEEDS_RESET at the first head, whose buffer has no bytes.
+    """
     bench.drive()
     ring = bench.rings[Role.REPORTING]
     ring.set_available_index(ring.size + 1)

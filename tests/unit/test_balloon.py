@@ -595,7 +595,7 @@ def test_stopping_abandons_the_chain(large: InProcess, how: str) -> None:
         large.status(
             Request.ADD_MEM_REG,
             wire.SingleRegion(0, wire.MemoryRegion(1 << 40, PAGE, 1 << 40, 0)),
-            [large.memory.fd],
+            [GuestMemory(PAGE).fd],
         )
     if how != "memory":
         bases = large.stop()
@@ -687,7 +687,7 @@ def test_a_waiting_ring_knows_its_base(guest: InProcess) -> None:
         lambda guest: guest.status(
             Request.ADD_MEM_REG,
             wire.SingleRegion(0, wire.MemoryRegion(1 << 40, MIB, 1 << 40, 0)),
-            [guest.memory.fd],
+            [GuestMemory(MIB).fd],
         ),
     ],
 )

@@ -178,7 +178,8 @@ def test_whole_huge_pages_are_given_back_where_that_was_asked_for(huge_pages: in
 def test_choices(backing: Backing, request_: str) -> None:
     """What would destroy data or kill the guest is never chosen, whatever is asked; each choice has its reason."""
     choice = choose(request_, backing)
-    if backing in (Backing.HUGETLB, Backing.FILE, Backing.SEALED) or request_ == Method.NONE:
+    never = (Backing.HUGETLB, Backing.FILE, Backing.SEALED, Backing.DOUBLED)
+    if backing in never or request_ == Method.NONE:
         assert choice.method is Method.NONE
     elif backing is Backing.PRIVATE or request_ == Method.DONTNEED:
         assert choice.method is Method.DONTNEED
@@ -211,6 +212,23 @@ def test_a_choice_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 1
     assert "shared memory: discard method is remove" in caplog.text
     for each in regions:
+        each.close()
+
+
+def test_bytes_of_two_regions_are_not_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither region's: which of the two the guest uses is not known. Once one is gone the other is as any."""
+    file = memfd(2 * MIB)
+    first = region(0, MIB, fd=Fd(os.dup(file.fileno())))
+    second = region(MIB, MIB, fd=Fd(os.dup(file.fileno())))
+    third = region(2 * MIB, MIB, offset=MIB, fd=file)
+    discarder = Discarder()
+    discarder.adopt((first, second, third))
+    methods = [discarder.method(each) for each in (first, second, third)]
+    assert methods == [Method.NONE, Method.NONE, Method.REMOVE]
+    assert "may be in use in the other" in caplog.text
+    discarder.adopt((second, third))
+    assert discarder.method(second) is Method.REMOVE
+    for each in (first, second, third):
         each.close()
 
 

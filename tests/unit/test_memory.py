@@ -14,7 +14,7 @@ import pytest
 from hostdev.driver import USER_BASE, GuestMemory
 from hostdev.errors import RequestError
 from hostdev.fds import Fd
-from hostdev.memory import MAX_REGIONS, MemoryTable, Part, Region
+from hostdev.memory import MAX_REGIONS, MemoryTable, Part, Region, doubled
 from hostdev.wire.vhost_user import MemoryRegion
 
 PAGE = 4096
@@ -175,6 +175,37 @@ def test_neighbours_do_not_overlap() -> None:
         each.close()
 
 
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(0, 2), (2, 2)], set()),
+        ([(0, 2), (1, 2)], {0, 1}),
+        ([(0, 4), (1, 1), (3, 1), (4, 1)], {0, 1, 2}),
+        ([(0, 4), (1, 1), (2, 4), (6, 1), (5, 1)], {0, 1, 2, 4}),
+        ([(3, 1), (3, 1)], {0, 1}),
+    ],
+)
+def test_regions_that_share_bytes_of_a_file(spans: list[tuple[int, int]], expected: set[int]) -> None:
+    """Offsets and lengths in pages; guest addresses do not overlap. The same offsets of another file are other bytes."""
+    with memfd(16 * PAGE) as file:
+        twice = [
+            region(16 * PAGE * number, length * PAGE, offset=offset * PAGE, fd=Fd(os.dup(file.fileno())))
+            for number, (offset, length) in enumerate(spans)
+        ]
+    elsewhere = region(1 << 30, 8 * PAGE)
+    found = doubled([*twice, elsewhere])
+    assert {number for number, each in enumerate(twice) if each in found} == expected
+    assert elsewhere not in found
+    for each in (*twice, elsewhere):
+        each.close()
+
+
+def test_peeking_is_by_the_front_ends_address_and_inside_one_region(table: MemoryTable) -> None:
+    assert table.peek(USER_BASE + 3 * PAGE + 4, 2) == b"\x0b\x0b"
+    assert table.peek(USER_BASE + 4 * PAGE - 1, 2) is None
+    assert table.peek(USER_BASE + 6 * PAGE, 1) is None
+
+
 def test_too_many_regions() -> None:
     regions = [region(2 * n * PAGE, PAGE) for n in range(MAX_REGIONS + 1)]
     assert len(MemoryTable(regions[:-1]).regions) == MAX_REGIONS
@@ -207,6 +238,13 @@ def test_descriptions_that_do_not_fit(description: MemoryRegion) -> None:
         with pytest.raises(RequestError):
             Region(description, fd)
         assert not fd.closed
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 3), (1, 2), (2, 1), (1 << 20, 1)])
+def test_what_is_behind_the_files_end_is_said(offset: int, size: int) -> None:
+    """In pages. mmap would refuse it too, in words that help nobody."""
+    with memfd(2 * PAGE) as fd, pytest.raises(RequestError, match="memory backend and of -m must agree"):
+        Region(MemoryRegion(0, size * PAGE, 0, offset * PAGE), fd)
 
 
 def test_the_last_page_of_the_address_space() -> None:

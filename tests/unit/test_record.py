@@ -22,6 +22,7 @@ from hostdev.wire import record as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, STATISTIC_STRUCT, Config, Feature, Role
 from hostdev.wire.record import NO_RING, InHand, Tag, TallyHeader
 from tests.in_process import MIB, InProcess
+from tests.stepping import at_each_line
 
 
 @pytest.fixture
@@ -71,6 +72,36 @@ def test_what_is_written_does_not_touch_what_counts(fd: Fd, record: Record) -> N
             found.close()
     assert word in changed
     assert all(at >= header.state_at for at in places)
+
+
+@pytest.mark.parametrize("kind", ["state", "tally"])
+def test_whoever_looks_while_it_is_written_finds_the_old_or_the_new(
+    fd: Fd, record: Record, kind: str
+) -> None:
+    """Before each line of the writer: a successor may come after any of them."""
+    found: list[bytes] = []
+
+    def write(number: int) -> None:
+        if kind == "state":
+            record.write_state(b"state %d" % number)
+        else:
+            record.write_tally(TallyHeader(number, NO_RING, 0, 1), number.to_bytes(8, "little"))
+
+    def look() -> None:
+        reader = Record(fd)
+        if kind == "state":
+            found.append(reader.state)
+        else:
+            found.append(b"state %d" % next(iter(reader.tallies()))[1][0])
+        reader.close()
+
+    for number in range(1, 4):
+        write(number)
+    with at_each_line(Record._write, look) as lines:
+        write(4)
+    changes = [at for at in range(1, len(found)) if found[at] != found[at - 1]]
+    assert (found[0], found[-1], len(changes)) == (b"state 3", b"state 4", 1)
+    assert len(set(lines)) > 5
 
 
 def test_an_image_that_has_no_room_is_refused(record: Record) -> None:
@@ -182,7 +213,7 @@ def test_an_empty_file_is_refused() -> None:
 def test_fields_and_sections_of_other_versions() -> None:
     """A field that is not there yet is 0; one that is not known yet, or a section, is passed over; a cut end is left out."""
     section = wire.section
-    device = wire.DEVICE_STRUCT.pack(*range(1, 13))
+    device = wire.DEVICE_STRUCT.pack(*range(1, len(wire.DeviceRecord._fields) + 1))
     image = (
         section(Tag.SESSION, wire.SESSION_STRUCT.pack(1, 2, 3, 4, 0) + b"and more")
         + wire.SECTION_STRUCT.pack(999, 5)

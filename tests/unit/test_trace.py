@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
 from hostdev.metrics import Metrics
 from hostdev.options import Options
-from hostdev.trace import MAX_ENTRIES, MAX_RECORD, MAX_TRACE, TraceFile, begin_trace
+from hostdev.trace import GROWTH, MAX_ENTRIES, MAX_RECORD, MAX_TRACE, TraceFile, begin_trace
 from hostdev.wire import trace as wire
 from hostdev.wire.balloon import DEFAULT_FEATURES, Role
 from hostdev.wire.trace import Cause, Kind
@@ -107,6 +108,25 @@ def test_a_full_trace_has_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = [(number, kind) for number in range(100) for kind in (Kind.FAULT, Kind.ANSWER)]
     assert told == whole[: len(told)]
     assert len(told) > 10
+
+
+def test_a_full_disk_is_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Room is made on the disk before it is mapped, where its lack is an error and no SIGBUS. What was written stays."""
+    trace = TraceFile(tmp_path / "t")
+    trace.answer(1, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (GROWTH + 4096, before[1]))
+    try:
+        while "the trace is full" not in caplog.text:
+            trace.fault(None, "a fault that takes its place")
+        trace.answer(1, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    trace.close()
+    assert (tmp_path / "t").stat().st_size <= GROWTH
+    found = kinds(tmp_path / "t")
+    assert (found[0], set(found[1:])) == (Kind.ANSWER, {Kind.FAULT})
+    assert len(caplog.records) == 1
 
 
 def test_the_longest_record_is_no_longer_than_that(tmp_path: Path) -> None:

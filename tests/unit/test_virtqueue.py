@@ -14,6 +14,7 @@ from hostdev.fds import Fd
 from hostdev.memory import MemoryTable, Region
 from hostdev.virtqueue import MAX_INDIRECT, RingLayout, Virtqueue
 from hostdev.wire.virtqueue import DESCRIPTOR, Descriptor
+from tests.stepping import at_each_line
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 RING_AT, TABLE_AT, DATA_AT = 0x10000, 0x80000, 0x40000
@@ -373,3 +374,26 @@ def test_a_released_ring_lets_its_region_be_unmapped() -> None:
         region.close()
     assert all(region.mapping.closed for region in bench.table.regions)
     bench.close()
+
+
+def test_what_is_published_is_written(bench: Bench) -> None:
+    """Before each line that returns a chain: a driver may look at any moment, and the index says what it finds."""
+    seen: list[tuple[int, int]] = []
+    stale = struct.pack("<II", 77, 77)
+
+    def look() -> None:
+        index = bench.driver.used_index
+        element = bench.memory.read(bench.driver.used + 4 + 8 * ((index - 1) % 8), 8)
+        seen.append((index, struct.unpack("<II", element)[0]))
+
+    for number in range(12):
+        bench.memory.write(bench.driver.used + 4 + 8 * (number % 8), stale)
+        head = bench.driver.add([Buffer(DATA_AT, 8)])
+        assert bench.queue.take() == head
+        seen.clear()
+        with at_each_line(Virtqueue.put, look):
+            bench.queue.put(head)
+        assert [index for index, _head in seen].count(number) > 2
+        assert seen[-1][0] == number + 1
+        assert {found for index, found in seen if index == number + 1} == {head}
+        bench.driver.take_used()
