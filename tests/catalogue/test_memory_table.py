@@ -73,9 +73,10 @@ def test_case_16_no_regions(guest: Frontend) -> None:
 def test_case_16_more_regions_than_slots(guest: Frontend) -> None:
     """MAX_REGIONS are advertised, and so many there can be, the guest's own among them."""
     assert guest.request(Request.GET_MAX_MEM_SLOTS) == MAX_REGIONS
-    for number in range(1, MAX_REGIONS + 2):
-        region = MemoryRegion(number << 40, PAGE, number << 40, 0)
-        assert add(guest, region, guest.memory.fd) == (number >= MAX_REGIONS)
+    with memfd(MIB) as other:
+        for number in range(1, MAX_REGIONS + 2):
+            region = MemoryRegion(number << 40, PAGE, number << 40, number * PAGE)
+            assert add(guest, region, other) == (number >= MAX_REGIONS)
     still_serves(guest)
 
 
@@ -138,8 +139,13 @@ def test_case_17_a_region_that_cannot_be(guest: Frontend, how: str) -> None:
 
 def test_case_17_the_last_page_of_the_address_space(guest: Frontend) -> None:
     """Is one as any other: what ends at 2^64 passes no end, and nothing here wraps."""
-    last = MemoryRegion((1 << 64) - PAGE, PAGE, (1 << 64) - PAGE, FREE)
-    assert add(guest, last, guest.memory.fd) == 0
+    last = MemoryRegion((1 << 64) - PAGE, PAGE, (1 << 64) - PAGE, PAGE)
+    with memfd(4 * PAGE) as other:
+        os.pwrite(other.fileno(), b"\xaa" * 4 * PAGE, 0)
+        assert add(guest, last, other) == 0
+        assert report(guest, offered(last.guest_address, 0xFFFFFFFF)) == 0
+        assert os.pread(other.fileno(), 4 * PAGE, 0) == b"\xaa" * PAGE + bytes(PAGE) + b"\xaa" * 2 * PAGE
+    still_serves(guest)
     assert remove(guest, last) == 0
     still_serves(guest)
 
@@ -374,11 +380,16 @@ class GuestMemoryCopy(GuestMemory):
         self.close()
 
 
+def add_another(guest: Frontend) -> int:
+    with memfd(MIB) as other:
+        return add(guest, FAR, other)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda guest: replace_table(guest, halves(guest.memory.size), *[guest.memory.fd] * 2),
-        lambda guest: add(guest, FAR, guest.memory.fd),
+        add_another,
     ],
     ids=["SET_MEM_TABLE", "ADD_MEM_REG"],
 )
