@@ -15,7 +15,7 @@ from typing import Any
 
 from hostdev.backend_channel import BackendChannel
 from hostdev.errors import RequestError, StreamError
-from hostdev.fds import Fd, close_all, stream_socket
+from hostdev.fds import Fd, close_all
 from hostdev.journal import Journal
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
@@ -218,15 +218,7 @@ class Session:
         """Deprecated: "Back-ends SHOULD either ignore this message, or use it to disable all rings". Ignored."""
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
-        token = arrived.fds[0].token
-        sock = stream_socket(arrived.fds[0])
-        if sock is None:
-            raise RequestError("the back end's channel is not a unix stream socket")
-        try:
-            channel = BackendChannel(sock, token, self.journal)
-        except OSError as error:
-            sock.close()
-            raise RequestError(f"the back end's channel cannot be watched: {error.strerror}") from error
+        channel = BackendChannel.of(arrived.fds[0], self.journal)
         self._drop_backend_channel()
         self.backend_channel = channel
 
