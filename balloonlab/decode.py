@@ -54,10 +54,19 @@ def read_trace(path: Path) -> Iterator[Record]:
         position += wire.RECORD_HEADER_SIZE
         try:
             value = wire.PAYLOADS[Kind(kind)].decode(data[position : position + size])
+            _check_names(value)
         except (ValueError, LayoutError) as error:
             raise UsageError(f"{path} is damaged at byte {position}: {error}") from error
         yield Record(moment / 1e6, Kind(kind), None if ring == NO_RING else ring, value)
         position += size
+
+
+def _check_names(value: object) -> None:
+    """Raise ValueError for a cause or a role that there is none of."""
+    if isinstance(value, wire.Release):
+        Cause(value.cause)
+    elif isinstance(value, wire.Chain) and value.role != NO_ROLE:
+        Role(value.role)
 
 
 def describe(record: Record) -> str:
@@ -82,8 +91,13 @@ def _words(record: Record) -> str:
         case wire.Answer(head):
             return f"  answer chain {head}"
         case wire.Fault(text):
-            return f"fault: {text.decode(errors='replace')}"
+            return f"fault: {_printable(text.decode(errors='replace'))}"
     raise AssertionError(record)
+
+
+def _printable(text: str) -> str:
+    """Escape what would do something to a terminal: a trace may be somebody else's."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _message(message: wire.Message) -> str:

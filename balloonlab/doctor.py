@@ -18,6 +18,7 @@ from typing import Any, Literal
 from balloonlab.options import Commands, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.setup import build_image
+from hostdev import sandbox
 from hostdev.errors import EXIT_PASS, EXIT_UNSUPPORTED
 from qmp_glue import debian
 from qmp_glue.errors import QmpGlueError
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         first,
         _kvm(),
         _memfd(),
+        _sandbox(),
         *_memory_settings(),
         _pressure(),
         _cgroup(),
@@ -123,6 +125,18 @@ def _memfd() -> Check:
     except OSError as error:
         return Check("memfd", "missing", f"memfd_create fails: {error.strerror}", "use Linux 3.17 or newer")
     return Check("memfd", "ok", "shared guest memory can be made")
+
+
+def _sandbox() -> Check:
+    lacks = sandbox.missing()
+    if not lacks:
+        return Check("sandbox", "ok", "seccomp filters and Landlock: the device confines its processes")
+    return Check(
+        "sandbox",
+        "note",
+        f"this kernel has {'; '.join(lacks)}",
+        "use Linux 5.13 or newer with lsm=landlock,...",
+    )
 
 
 def _memory_settings() -> list[Check]:

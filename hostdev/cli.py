@@ -27,6 +27,7 @@ CAPABILITIES = {
         "trace",
         "control",
         "upgrade",
+        "sandbox",
     ],
 }
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hostdev import footprint, queries
+from hostdev import footprint, queries, sandbox
 from hostdev.balloon import Balloon
 from hostdev.errors import CommandError
 from hostdev.estimates import Estimates
@@ -70,6 +70,8 @@ class Commands:
         # The size of the balloon that clients were told of last.
         self.told_actual = balloon.space.actual
         self._next_event = 0.0
+        # What this process is confined by, in words of sandbox.py.
+        self.sandbox = sandbox.NONE
         self._handlers: dict[str, Callable[[_Command], object]] = {
             "balloon": lambda command: self._set_target(Target(size=_size(command, "value"))),
             "set-target": self._set_any_target,
@@ -77,7 +79,7 @@ class Commands:
             "qom-get": self._qom_get,
             "qom-set": self._qom_set,
             "query-balloon-stats": self._query_statistics,
-            "query-status": lambda _command: queries.status(self._balloon),
+            "query-status": lambda _command: queries.status(self._balloon) | {"sandbox": self.sandbox},
             "query-memory": self._query_memory,
             "query-rings": lambda _command: queries.rings(self._session, self._balloon),
             "inhibit": lambda _command: self._inhibit(inhibited=True),

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hostdev import fds
+from hostdev import fds, sandbox
 from hostdev.acceptor import Acceptor
 from hostdev.client import Client
 from hostdev.control_guests import Guests
@@ -48,13 +48,17 @@ _HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
 }
 
 
-def start(channel: socket.socket, listener: socket.socket, generation: int) -> int:
+def start(
+    channel: socket.socket, listener: socket.socket, generation: int, confined: str = sandbox.AUTO
+) -> int:
     """Become the control process in a freshly forked process. Returns the exit status.
 
-    generation: how many there were before, so that no answer to one of them is taken for ours.
+    generation: how many there were before, so that no answer to one of them is taken for ours. confined: as --sandbox has it.
     """
     isolate(channel, listener)
     limit_log()
+    if confined != sandbox.NONE:
+        sandbox.confine(sandbox.Role.CONTROL)
     Control(channel, listener, generation).run()
     return 0
 

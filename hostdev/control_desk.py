@@ -11,6 +11,7 @@ import selectors
 import socket
 from collections.abc import Callable, Mapping
 
+from hostdev import sandbox
 from hostdev.control_link import ControlLink
 from hostdev.control_socket import ControlSocket
 from hostdev.place import Place
@@ -28,8 +29,10 @@ class ControlDesk:
         places: Mapping[str, Place],
         wishes: Wishes,
         upgrade: Callable[[Envelope], None],
+        *,
+        confined: str = sandbox.AUTO,
     ) -> None:
-        """upgrade: what answers an UPGRADE, in its own time."""
+        """upgrade: what answers an UPGRADE, in its own time. confined: as --sandbox has it."""
         self.socket = control
         self._selector = selector
         self._places = places
@@ -37,7 +40,7 @@ class ControlDesk:
         self._upgrade = upgrade
         self.link: ControlLink | None = None
         if control is not None and control.listener is not None:
-            self.link = ControlLink(control.listener, watch=self._watch)
+            self.link = ControlLink(control.listener, watch=self._watch, confined=confined)
         # The channel as the selector knows it, and what it was told to wait for there.
         self._watched: socket.socket | None = None
         self._events = 0

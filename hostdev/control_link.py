@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from hostdev import control, fds
+from hostdev import control, fds, sandbox
 from hostdev.child import END_DEADLINE, Child
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind, refusal
 from hostdev.wire.layout import LayoutError
@@ -53,11 +53,13 @@ class ControlLink:
         listener: socket.socket,
         clock: Callable[[], float] = time.monotonic,
         watch: Callable[[], None] = lambda: None,
+        confined: str = sandbox.AUTO,
     ) -> None:
         """listener: where clients connect; closed when the control process is given up.
 
-        watch: called when channel or wanted may have changed, before a channel is closed.
+        watch: called when channel or wanted may have changed, before a channel is closed. confined: as --sandbox has it.
         """
+        self._confined = confined
         self._listener = listener
         self._clock = clock
         self._watch = watch
@@ -88,7 +90,9 @@ class ControlLink:
             with theirs:
                 self._is_killed = False
                 tell_all()
-                process = functools.partial(control.start, theirs, self._listener, self._generation)
+                process = functools.partial(
+                    control.start, theirs, self._listener, self._generation, self._confined
+                )
                 self._child = Child("control process", process)
         except OSError as error:
             self._give_up(f"no process can be started: {error.strerror}")

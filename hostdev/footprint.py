@@ -55,6 +55,8 @@ def _walk(fd: Fd, start: int, length: int) -> Generator[None, None, int]:
         seeks += 2
         if seeks % SLICE_SEEKS == 0:
             yield
+    if seeks % SLICE_SEEKS:
+        yield  # 32 regions of a little less than a slice each would be one
     return held
 
 

@@ -132,7 +132,8 @@ def _name(region: Region) -> str:
 
 
 def whole_pages(part: Part) -> list[Part]:
-    """Shrink a part to whole pages, aligned on the file offset, and cut it into slices."""
+    """Shrink a part to whole pages, aligned on the file offset, and cut it into slices, of one page at the least."""
     base = part.region.file_offset
     inside = align_inward(Span(base + part.offset, part.length), part.region.page_size)
-    return [Part(part.region, piece.start - base, piece.length) for piece in slices(inside, SLICE_BYTES)]
+    pieces = slices(inside, max(SLICE_BYTES, part.region.page_size))
+    return [Part(part.region, piece.start - base, piece.length) for piece in pieces]

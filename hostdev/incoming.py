@@ -24,6 +24,8 @@ class Incoming:
         self._data = bytearray(begun.data)
         self._received = list(begun.fds)
         self._is_curtailed = begun.curtailed
+        # Of the whole message, once its header is there.
+        self._size: int | None = None
 
     @property
     def begun(self) -> fds.Received:
@@ -59,7 +61,8 @@ class Incoming:
     def take(self) -> fds.Received:
         """Return the whole message, and its descriptors, which are the caller's from now on; the next one begins."""
         received = self.begun
-        self._data, self._received, self._is_curtailed = bytearray(), [], False
+        self._data, self._received = bytearray(), []
+        self._size, self._is_curtailed = None, False
         return received
 
     def _missing(self) -> int:
@@ -67,10 +70,12 @@ class Incoming:
             raise OverflowError(f"more than {fds.MAX_RECEIVED} descriptors with one message")
         if len(self._data) < HEADER_SIZE:
             return HEADER_SIZE - len(self._data)
-        size = HEADER.decode(bytes(self._data[:HEADER_SIZE])).size
-        if size > MAX_PAYLOAD:
-            raise OverflowError(f"a message of {size} bytes, at most {MAX_PAYLOAD} are allowed")
-        return HEADER_SIZE + size - len(self._data)
+        if self._size is None:
+            payload = HEADER.decode(bytes(self._data[:HEADER_SIZE])).size
+            if payload > MAX_PAYLOAD:
+                raise OverflowError(f"a message of {payload} bytes, at most {MAX_PAYLOAD} are allowed")
+            self._size = HEADER_SIZE + payload
+        return self._size - len(self._data)
 
     def close(self) -> None:
         """The connection has gone: close what had arrived."""

@@ -5,10 +5,12 @@ Used by balloon.py, which does the job. What is in a chain is chains.py's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from hostdev import chains
 from hostdev.giver import whole_pages
 from hostdev.hinting import Hinting
-from hostdev.memory import MemoryTable
+from hostdev.memory import MemoryTable, Part
 from hostdev.metrics import Metrics
 from hostdev.pages import Span, spans_of_pfns
 from hostdev.rings import Job
@@ -50,6 +52,12 @@ class Jobs:
             self._hinting.take_block(size)
 
 
-def _job(head: int, cause: Cause, spans: list[Span], memory: MemoryTable) -> Job:
-    named = (part for span in spans for part in memory.split(*span))
-    return Job(head, cause, (piece for part in named for piece in whole_pages(part)))
+def _job(head: int, cause: Cause, spans: Iterable[Span], memory: MemoryTable) -> Job:
+    return Job(head, cause, _pieces(spans, memory))
+
+
+def _pieces(spans: Iterable[Span], memory: MemoryTable) -> Iterator[Part | None]:
+    """Yield what is to be given back, None for a range that holds no whole page of memory."""
+    for span in spans:
+        pieces = [piece for part in memory.split(*span) for piece in whole_pages(part)]
+        yield from pieces or (None,)

@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from hostdev import sandbox
 from hostdev.control_desk import ControlDesk
 from hostdev.control_socket import ControlSocket
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, CommandError
@@ -47,11 +48,12 @@ class Keeper:
         once: bool = False,
         control: ControlSocket | None = None,
         term_seconds: float = TERM_SECONDS,
+        confined: str = sandbox.AUTO,
     ) -> None:
         """options: of the guest with this name. once: end when a front end has gone and none is left.
 
         control: where the control process listens. term_seconds: how long to wait, when told to end, for the front ends
-        that are served; 0 not to.
+        that are served; 0 not to. confined: the control process, as --sandbox has it.
         """
         self._options = options
         self._once = once
@@ -63,7 +65,9 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self.signals = Signals()
         self._handover = Handover(self, self._selector)
-        self.control = ControlDesk(control, self._selector, self.places, Wishes(self), self._handover.ask)
+        self.control = ControlDesk(
+            control, self._selector, self.places, Wishes(self), self._handover.ask, confined=confined
+        )
 
     # Places
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from hostdev import __version__
+from hostdev import __version__, sandbox
 from hostdev.child import freeze
 from hostdev.control_socket import ControlSocket
 from hostdev.discard import AUTO, REQUESTS
@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trace", type=Path, metavar="PATH", help='write what happens there; "balloonlab decode" prints it'
     )
+    parser.add_argument(
+        "--sandbox",
+        choices=sandbox.REQUESTS,
+        default=sandbox.AUTO,
+        help="auto (the default): each process gives up what it does not need; none: for a debugger inside",
+    )
     parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), default="info", help="default: info")
     parser.add_argument(TAKE_OVER, type=int, metavar="FDNUM", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -169,11 +175,16 @@ def _serve(options: argparse.Namespace) -> int:
         features=features,
         metrics_file=options.metrics_file,
         trace_file=options.trace,
+        sandbox=options.sandbox,
     )
     protect()
+    sandbox.begin(options.sandbox)
     freeze()
     settings = _Settings(
-        _for_guest(device, options), options.once, options.term_timeout if options.on_term == "wait" else 0
+        _for_guest(device, options),
+        options.once,
+        options.term_timeout if options.on_term == "wait" else 0,
+        options.sandbox,
     )
     with contextlib.ExitStack() as sockets:
         if options.take_over is not None:
@@ -196,9 +207,16 @@ class _Settings:
     for_guest: Callable[[str], Options]
     once: bool
     term_seconds: float
+    sandbox: str
 
     def keeper(self, control: ControlSocket | None) -> Keeper:
-        return Keeper(self.for_guest, once=self.once, control=control, term_seconds=self.term_seconds)
+        return Keeper(
+            self.for_guest,
+            once=self.once,
+            control=control,
+            term_seconds=self.term_seconds,
+            confined=self.sandbox,
+        )
 
 
 def _take_over(settings: _Settings, options: argparse.Namespace, sockets: contextlib.ExitStack) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hostdev import sandbox
 from hostdev.discard import AUTO
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
 
@@ -22,6 +23,7 @@ class Options:
     metrics_file: Path | None = None
     trace_file: Path | None = None
     guest: str = ""
+    sandbox: str = sandbox.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,10 @@ class Contents:
 
     def take_socket(self, use: Use) -> socket.socket:
         """Take the socket of this use. Raises LayoutError if there is none, OSError if it is something else."""
-        return socket.socket(fileno=self.one(use).detach())
+        fd = self.one(use)
+        sock = socket.socket(fileno=fd.fileno())
+        fd.detach()
+        return sock
 
     def listener(self) -> socket.socket | None:
         """Take the listening socket, if there is one."""

@@ -12,6 +12,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hostdev.errors import RecordError
 from hostdev.fds import Fd
@@ -38,6 +39,8 @@ _HEADER = RecordHeader(
 RECORD_SIZE = _HEADER.tally_at + 2 * _HEADER.tally_size
 
 _PRESENT = 1
+# More images than anybody ever writes.
+_LAST_IMAGE = 1 << 63
 
 
 def make_record() -> Fd:
@@ -51,9 +54,19 @@ def make_record() -> Fd:
 def read_header(fd: Fd) -> RecordHeader:
     """Read a record's header. Raises RecordError if there is none, or it says that this version cannot read the rest."""
     header = check_header(header_bytes(fd))
-    size = os.fstat(fd.fileno()).st_size
-    if header.state_at + 2 * header.state_size > size or header.tally_at + 2 * header.tally_size > size:
+    parts = sorted(
+        (
+            (0, wire.RECORD_HEADER_SIZE),
+            (header.words_at, header.words_at + 8 * wire.WORDS),
+            (header.state_at, header.state_at + 2 * header.state_size),
+            (header.tally_at, header.tally_at + 2 * header.tally_size),
+        )
+    )
+    if max(end for _start, end in parts) > os.fstat(fd.fileno()).st_size:
         raise RecordError("the record of a guest is cut short")
+    has_overlap = any(end > start for (_start, end), (start, _end) in pairwise(parts))
+    if has_overlap or min(header.state_size, header.tally_size) < wire.IMAGE_STRUCT.size:
+        raise RecordError("the record of a guest is damaged")
     return header
 
 
@@ -88,6 +101,9 @@ class Record:
         self._mapping = mmap.mmap(fd.fileno(), size)
         start = self._header.words_at
         self._words = memoryview(self._mapping)[start : start + 8 * wire.WORDS].cast("Q")
+        if max(self._words[Word.STATE], self._words[Word.TALLY]) >= _LAST_IMAGE:
+            self.close()
+            raise RecordError("the record of a guest is damaged")
 
     def close(self) -> None:
         """Unmap it."""
@@ -166,6 +182,8 @@ class Record:
 
 
 def _tally(image: bytes) -> tuple[TallyHeader, tuple[int, ...]]:
+    if len(image) < wire.TALLY_STRUCT.size or (len(image) - wire.TALLY_STRUCT.size) % 8:
+        raise RecordError("the record of a guest is damaged")
     header = TallyHeader(*wire.TALLY_STRUCT.unpack_from(image))
     counters = memoryview(image)[wire.TALLY_STRUCT.size :].cast("Q")
     return header, tuple(counters[: header.counters])

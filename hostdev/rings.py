@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hostdev.errors import RequestError
 from hostdev.memory import MemoryTable, Part
@@ -35,18 +36,27 @@ class Step:
 
 @dataclass
 class Job:
-    """A chain whose pages are being given back. The parts are worked out as they come to their turn."""
+    """A chain whose pages are being given back. The parts are worked out as they come to their turn.
+
+    parts: None stands for a range without a whole page of memory. To find that out is work as well, and takes its turn.
+    """
 
     head: int
     cause: Cause
-    parts: Iterator[Part]
+    parts: Iterator[Part | None]
 
     def __post_init__(self) -> None:
-        self.following = next(self.parts, None)
+        self._following = [*islice(self.parts, 1)]
+
+    @property
+    def is_done(self) -> bool:
+        """True once all was taken."""
+        return not self._following
 
     def take(self) -> Part | None:
-        """Return the next part."""
-        part, self.following = self.following, next(self.parts, None)
+        """Return the next part; there must be one."""
+        (part,) = self._following
+        self._following = [*islice(self.parts, 1)]
         return part
 
 

@@ -90,6 +90,7 @@ OBJECTS: Mapping[str, Members] = {
         "*hinting": "str",
         "*worker": "int",
         "*released": "int",
+        "*sandbox": "str",
     },
     "MemoryRegionInfo": {
         "guest-address": "int",

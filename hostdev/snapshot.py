@@ -279,9 +279,18 @@ def _restore_session(session: Session, image: Image, held: Mapping[int, Fd]) -> 
         session.backend_channel = None if sock is None else BackendChannel(sock, token, session.journal)
 
 
+def _check_rings(image: Image, count: int) -> None:
+    """Raise RecordError for a ring that there is none of, or twice, or that is nowhere that is known."""
+    numbers = [each.ring for each in image.rings]
+    places = {each.place for each in image.rings}
+    if len({*numbers}) != len(numbers) or max(numbers, default=0) >= count or places - {*RingPlace}:
+        raise RecordError("the record of a guest is damaged")
+
+
 def _restore_rings(parts: Parts, image: Image, held: Mapping[int, Fd]) -> None:
     session, balloon = parts.session, parts.balloon
-    for each in image.rings[: len(session.rings)]:
+    _check_rings(image, len(session.rings))
+    for each in image.rings:
         ring = session.rings[each.ring]
         ring.size, ring.base = each.size, each.first
         if each.has_addresses:

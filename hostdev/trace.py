@@ -91,6 +91,9 @@ class TraceFile(Tracer):
         except LayoutError as error:
             os.close(self._fd)
             raise SetupError(f"--trace {path} is there and is no trace: name another file") from error
+        if not wire.TRACE_HEADER_SIZE <= header.used <= os.fstat(self._fd).st_size:
+            os.close(self._fd)
+            raise SetupError(f"--trace {path} is a damaged trace: name another file")
         return header
 
     def restart(self) -> None:

@@ -38,6 +38,8 @@ from hostdev.wire.virtqueue import (
 
 # QEMU's VIRTQUEUE_MAX_SIZE: what its own devices take from one indirect table. Linux's balloon uses 32 entries.
 MAX_INDIRECT = 1024
+# And the largest ring that QEMU makes. The text allows 32768: a chain of so many takes 100 ms to look at.
+MAX_DIRECT = 1024
 # virtio 1.3, 2.7.4: a driver MUST NOT create a chain that describes more than 2^32 bytes.
 MAX_CHAIN_BYTES = 1 << 32
 
@@ -187,7 +189,8 @@ class Virtqueue:
     def _walk(head: int, table: memoryview | bytes, index: int, limit: int) -> list[Descriptor]:
         """Copy the descriptors from index on; the last one alone may be indirect. limit: entries in the table."""
         chain: list[Descriptor] = []
-        for _ in range(limit):
+        most = min(limit, MAX_DIRECT)
+        for _ in range(most):
             descriptor = Descriptor(*DESCRIPTOR_STRUCT.unpack_from(table, DESCRIPTOR_SIZE * index))
             chain.append(descriptor)
             if not descriptor.flags & DESCRIPTOR_NEXT:
@@ -197,7 +200,7 @@ class Virtqueue:
             index = descriptor.next
             if index >= limit:
                 raise ChainError(head, "next-outside", f"next {index} in a table of {limit}")
-        raise ChainError(head, "loop", f"chain does not end within {limit} descriptors")
+        raise ChainError(head, "loop", f"chain does not end within {most} descriptors")
 
 
 def _check_layout(layout: RingLayout) -> None:

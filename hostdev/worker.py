@@ -18,7 +18,7 @@ import socket
 import time
 from dataclasses import replace
 
-from hostdev import fds
+from hostdev import fds, sandbox
 from hostdev.balloon import Balloon
 from hostdev.commands import Commands
 from hostdev.config_teller import ConfigTeller
@@ -97,6 +97,12 @@ class Worker:
         self._runnable: set[int] = set()
         self._awaited: int | None = None
         self._turns = 0
+
+    def confine(self, options: Options) -> None:
+        """Lock this process in: all that it needs is open. A successor's first look at a guest comes after that."""
+        self._commands.sandbox = sandbox.confine(
+            sandbox.Role.WORKER, trace=options.trace_file is not None, metrics_file=options.metrics_file
+        )
 
     def take_over(self, start: Start) -> None:
         """Go on where a predecessor was killed, if there was one, and say that this worker serves."""
@@ -343,6 +349,8 @@ def start(
         options = replace(options, metrics_file=None, trace_file=None)
     logging.disable(logging.ERROR if start.quiet else logging.NOTSET)
     worker = Worker(channel, options, control, estate, makeshift=start.makeshift)
+    if options.sandbox != sandbox.NONE:
+        worker.confine(options)
     worker.take_over(start)
     logging.disable(logging.NOTSET)
     if not start.waits or worker.wait():

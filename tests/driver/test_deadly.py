@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import select
 import signal
@@ -37,7 +38,7 @@ DEADLY = 16 * MIB
 
 
 def die(*_arguments: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.raise_signal(signal.SIGKILL)
 
 
 def hang(*_arguments: object) -> None:
@@ -304,13 +305,30 @@ def test_a_stop_that_kills(monkeypatch: pytest.MonkeyPatch) -> None:
 # What a successor needs and does not find
 
 
+class Shortage:
+    """In memory that workers share with the test: they can look at no file."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    @property
+    def is_there(self) -> bool:
+        return self._memory[0] != 0
+
+    def begin(self) -> None:
+        self._memory[0] = 1
+
+    def end(self) -> None:
+        self._memory[0] = 0
+
+
 @pytest.fixture
-def shortage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """While this file is there no successor finds the memory to take over with."""
-    shortage, succeed = tmp_path / "shortage", succession.succeed
+def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
+    """While it is there no successor finds the memory to take over with."""
+    shortage, succeed = Shortage(), succession.succeed
 
     def fails(*arguments: object, **options: object) -> object:
-        if shortage.exists():
+        if shortage.is_there:
             raise OSError(errno.ENOMEM, "no memory")
         return succeed(*arguments, **options)  # type: ignore[arg-type]
 
@@ -318,36 +336,36 @@ def shortage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return shortage
 
 
-def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Path) -> None:
+def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Shortage) -> None:
     """Successors that cannot take over write nothing: when it has passed, all is as it was."""
     monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.2)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         front.write_config(Config(0, 5, 0, 0))
-        shortage.touch()
+        shortage.begin()
         os.kill(device.workers()[0], signal.SIGKILL)
         assert front.read_config().actual == 0  # it is answered all the same
         ring = front.rings[Role.REPORTING]
         front.memory.write(8 * MIB, b"\xaa" * PAGE)
         head = ring.offer([Buffer(8 * MIB, PAGE, writable=True)])
-        shortage.unlink()
+        shortage.end()
         assert ring.wait_used(head) == 0
         assert front.memory.read(8 * MIB, PAGE) == bytes(PAGE)
         assert front.read_config().actual == 5
 
 
 def test_what_changes_in_a_shortage_is_not_taken_back(
-    monkeypatch: pytest.MonkeyPatch, shortage: Path
+    monkeypatch: pytest.MonkeyPatch, shortage: Shortage
 ) -> None:
     """A makeshift has said that the ring stopped: no successor may go on with a record in which it runs."""
     monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.1)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         works(front)
-        shortage.touch()
+        shortage.begin()
         os.kill(device.workers()[0], signal.SIGKILL)
         front.stop()
-        shortage.unlink()
+        shortage.end()
         ring = front.rings[Role.REPORTING]
         before = ring.used_index
         ring.offer([Buffer(8 * MIB, PAGE, writable=True)])

@@ -45,12 +45,12 @@ def test_merged_spans_are_sorted_and_apart(spans: list[Span]) -> None:
 
 @given(st.lists(st.integers(0, 300)))
 def test_frame_numbers_are_pages(pfns: list[int]) -> None:
-    assert spans_of_pfns(pfns) == merge(Span(pfn * PAGE, PAGE) for pfn in pfns)
+    assert list(spans_of_pfns(pfns)) == merge(Span(pfn * PAGE, PAGE) for pfn in pfns)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50))
 def test_frame_numbers_of_any_size(pfns: list[int]) -> None:
-    spans = spans_of_pfns(pfns)
+    spans = list(spans_of_pfns(pfns))
     assert sum(span.length for span in spans) == len(set(pfns)) * PAGE
     assert all(any(span.start <= pfn * PAGE < span.end for span in spans) for pfn in pfns)
 

@@ -43,7 +43,7 @@ class Clock:
         return self.now
 
 
-def sleeper(channel: socket.socket, listener: socket.socket, _generation: int) -> int:
+def sleeper(channel: socket.socket, listener: socket.socket, _generation: int, _confined: str) -> int:
     """A control process that reads nothing and ends when it is to."""
     isolate(channel, listener)
     poll = select.poll()
@@ -52,15 +52,15 @@ def sleeper(channel: socket.socket, listener: socket.socket, _generation: int) -
     return 0
 
 
-def babbler(channel: socket.socket, listener: socket.socket, generation: int) -> int:
+def babbler(channel: socket.socket, listener: socket.socket, generation: int, confined: str) -> int:
     """One that begins with what is no envelope."""
     channel.send(b"\x07")
-    return sleeper(channel, listener, generation)
+    return sleeper(channel, listener, generation, confined)
 
 
-def quitter(channel: socket.socket, listener: socket.socket, generation: int) -> int:
+def quitter(channel: socket.socket, listener: socket.socket, generation: int, confined: str) -> int:
     channel.send(ENVELOPE.encode(Envelope(Kind.QUIT, 7, b"{}")))
-    return sleeper(channel, listener, generation)
+    return sleeper(channel, listener, generation, confined)
 
 
 @pytest.fixture

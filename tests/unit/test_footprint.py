@@ -84,6 +84,24 @@ def test_a_scattered_region_takes_many_slices(memfd: Fd) -> None:
     assert slices >= 2 * 2048 * 2 // footprint.SLICE_SEEKS
 
 
+def test_many_regions_are_no_single_slice(memfd: Fd, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(memfd, *range(0, 16384, 2))
+    seeks: list[int] = []
+    seek = os.lseek
+
+    def counted(fd: int, position: int, whence: int) -> int:
+        seeks.append(position)
+        return seek(fd, position, whence)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    table = regions(memfd, [(number * 2 * MIB, 2 * MIB) for number in range(32)])
+    for _ in footprint.measure(table):
+        assert len(seeks) <= footprint.SLICE_SEEKS
+        seeks.clear()
+    for region in table.regions:
+        region.close()
+
+
 def test_no_region() -> None:
     assert run(MemoryTable()) == ({}, 1)
 

@@ -173,6 +173,17 @@ def test_descriptors_that_were_lost_or_are_missing() -> None:
         Contents(wire.decode(wire.encode(Kind.GUEST)), []).one(Use.CONNECTION)
 
 
+def test_a_socket_that_is_none_is_closed() -> None:
+    with Fd(os.memfd_create("none")) as fd:
+        number = os.dup(fd.fileno())
+    state = wire.DESCRIPTOR_STRUCT.pack(Use.CONNECTION, 0)
+    contents = Contents(wire.Datagram(Kind.GUEST, ((Tag.DESCRIPTOR, state),)), [Fd(number)])
+    with pytest.raises(OSError, match="socket"):
+        contents.take_socket(Use.CONNECTION)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
 def test_a_line_that_has_ended_or_is_silent(lines: tuple[Line, Line]) -> None:
     with pytest.raises(TimeoutError):
         lines[1].receive(time.monotonic())

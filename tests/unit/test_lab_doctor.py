@@ -70,6 +70,17 @@ def test_whatever_is_not_well_has_its_fix(capsys: pytest.CaptureFixture[str]) ->
         assert (fix == "") == (mark == "ok  ")
 
 
+def test_what_the_sandbox_lacks_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hostdev.landlock.abi", lambda: 0)
+    cli.main(["doctor"])
+    mark, detail, fix = lines(capsys)["sandbox"]
+    assert mark == "note"
+    assert "no Landlock" in detail
+    assert "5.13" in fix
+
+
 def test_a_qemu_that_lacks_the_device_is_missing_too(
     bare_machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

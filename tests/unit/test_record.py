@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -197,12 +198,30 @@ def test_a_newer_version_that_can_be_read(fd: Fd) -> None:
         ({"magic": b"vubtrace"}, "damaged"),
         ({"state_size": RECORD_SIZE}, "cut short"),
         ({"tally_at": 1 << 31}, "cut short"),
+        ({"words_at": RECORD_SIZE - 8}, "cut short"),
+        ({"words_at": 4}, "damaged"),
+        ({"state_at": 600}, "damaged"),
+        ({"state_size": 7}, "damaged"),
     ],
 )
 def test_what_cannot_be_read_is_refused(fd: Fd, changes: dict[str, object], message: str) -> None:
     write_header(fd, **changes)
     with pytest.raises(RecordError, match=message):
         read_header(fd)
+
+
+@pytest.mark.parametrize("word", [wire.Word.STATE, wire.Word.TALLY])
+def test_a_number_that_no_image_has_is_refused(fd: Fd, word: wire.Word) -> None:
+    os.pwrite(fd.fileno(), b"\xff" * 8, read_header(fd).words_at + 8 * word)
+    with pytest.raises(RecordError, match="damaged"):
+        Record(fd)
+
+
+@pytest.mark.parametrize("size", [0, wire.TALLY_STRUCT.size - 1, wire.TALLY_STRUCT.size + 9])
+def test_a_tally_that_is_none_is_refused(record: Record, size: int) -> None:
+    record._write(wire.Word.TALLY, record._header.tally_at, record._header.tally_size, bytes(size))
+    with pytest.raises(RecordError, match="damaged"):
+        next(record.tallies())
 
 
 def test_an_empty_file_is_refused() -> None:
@@ -284,6 +303,17 @@ def test_a_device_put_back_is_the_same(percent: int | None) -> None:
         _index, ring = other.balloon.rings.find(Role.STATISTICS) or pytest.fail("no ring")
         assert ring.held is not None
         assert other.balloon.statistics.updates == updates
+
+
+@pytest.mark.parametrize("change", ["one too many", "twice", "nowhere"])
+def test_rings_that_cannot_be_are_refused(change: str) -> None:
+    with InProcess() as guest:
+        image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
+        first = image.rings[0]
+        other = {"one too many": first._replace(ring=5), "twice": first, "nowhere": first._replace(place=4)}
+        rings = (*image.rings[int(change != "twice") :], other[change])
+        with pytest.raises(RecordError, match="damaged"):
+            snapshot.restore(parts_of(guest), replace(image, rings=rings), {})
 
 
 def test_a_descriptor_that_is_missing_is_named() -> None:

@@ -159,6 +159,39 @@ def test_damage_is_named(tmp_path: Path) -> None:
         list(read_trace(tmp_path / "t"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (Kind.RELEASE, wire.RELEASE.encode(wire.Release(0, 4096, 3))),
+        (Kind.CHAIN, wire.CHAIN.encode(wire.Chain(0, 5, ()))),
+    ],
+)
+def test_a_cause_or_a_role_that_there_is_none_of_is_damage(
+    tmp_path: Path, kind: Kind, payload: bytes
+) -> None:
+    trace = TraceFile(tmp_path / "t")
+    trace._write(kind, 0, payload)
+    trace.close()
+    with pytest.raises(UsageError, match="damaged"):
+        list(read_trace(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("used", [0, wire.TRACE_HEADER_SIZE - 1, wire.TRACE_HEADER_SIZE + 1, (1 << 64) - 1])
+def test_a_trace_that_lies_of_its_length_is_not_gone_on_with(tmp_path: Path, used: int) -> None:
+    header = wire.TraceHeader(wire.MAGIC, wire.FORMAT, 0, 0, used)
+    (tmp_path / "t").write_bytes(wire.TRACE_HEADER.encode(header))
+    with pytest.raises(SetupError, match="damaged"):
+        TraceFile(tmp_path / "t")
+
+
+def test_a_fault_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    trace = TraceFile(tmp_path / "t")
+    trace.fault(0, "\x1b[2J\n\u00e9")
+    trace.close()
+    (line,) = (describe(record) for record in read_trace(tmp_path / "t"))
+    assert line.endswith("fault: \\x1b[2J\\n\u00e9")
+
+
 def report(path: Path, *, kill: bool) -> list[Record]:
     with start_device(Options(trace_file=path)) as device, Frontend(device.connect()) as frontend:
         frontend.start()
