@@ -187,7 +187,7 @@ FAULTS: tuple[Fault, ...] = (
         "endless-chain-accepted",
         "a chain in a circle is taken for one of as many descriptors as there are",
         "virtqueue.py",
-        '        raise ChainError(head, "loop", f"chain does not end within {limit} descriptors")\n',
+        '        raise ChainError(head, "loop", f"chain does not end within {most} descriptors")\n',
         "        return chain\n",
         RINGS,
     ),

@@ -7,6 +7,7 @@ round's id and the next other one. Each round ends, at its deadline at the lates
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hostdev.hinting import ROUND_SECONDS
@@ -71,10 +72,21 @@ def _follow(guest: RingGuest, model: _Model, hand: Hand) -> None:
             model.phase = "started"
         elif number != model.id and model.phase == "started":
             model.phase = "stopped"
-    for at, size, flags, _next in hand.entries:
-        if flags & 2 and size and model.phase == "started":
+    if model.phase == "started":
+        for start, end in _joined((at, at + size) for at, size, flags, _next in hand.entries if flags & 2):
             model.blocks += 1
-            model.bytes += _memory(guest, at, size)
+            model.bytes += _memory(guest, start, end - start)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Blocks of one chain that touch are one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(each for each in ranges if each[0] < each[1]):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
 
 
 def _memory(guest: RingGuest, start: int, size: int) -> int:
