@@ -20,6 +20,7 @@ import socket
 import struct
 
 from hostdev import fds
+from hostdev.errors import RequestError
 from hostdev.journal import Journal
 from hostdev.wire.vhost_user import BackendRequest, message
 
@@ -54,6 +55,19 @@ class BackendChannel:
         # Readable when the front end has read something: poll() itself knows of no such event.
         self._taking = select.epoll()
         self._taking.register(sock, select.EPOLLOUT | select.EPOLLET)
+
+    @classmethod
+    def of(cls, fd: fds.Fd, journal: Journal) -> BackendChannel:
+        """Make one of what the front end has sent, which it then owns. Raises RequestError."""
+        token = fd.token
+        sock = fds.stream_socket(fd)
+        if sock is None:
+            raise RequestError("the back end's channel is not a unix stream socket")
+        try:
+            return cls(sock, token, journal)
+        except OSError as error:
+            sock.close()
+            raise RequestError(f"the back end's channel cannot be watched: {error.strerror}") from error
 
     def fileno(self) -> int:
         """The descriptor to wait on, with POLLIN, for was_taken() to change."""

@@ -226,14 +226,14 @@ class ControlLink:
         """
         assert self.channel is not None
         try:
-            data, received = fds.receive(self.channel, MAX_ENVELOPE)
+            received = fds.receive(self.channel, MAX_ENVELOPE)
         except ConnectionResetError:
             return None
-        fds.close_all(received)
-        if not data:
+        fds.close_all(received.fds)
+        if not received.data:
             return None
         try:
-            return ENVELOPE.decode(data)
+            return ENVELOPE.decode(received.data)
         except LayoutError as error:
             log.error("the control process says what cannot be read: %s", error)  # noqa: TRY400
             return None

@@ -102,12 +102,12 @@ class Peer:
         Raises EOFError if the peer has ended and all that it said was received, LayoutError for what is no envelope,
         BlockingIOError if there is none.
         """
-        data, received = self._receive()
-        if not data:
+        received = self._receive()
+        if not received.data:
             raise EOFError
-        return ENVELOPE.decode(data), received
+        return ENVELOPE.decode(received.data), received.fds
 
-    def _receive(self) -> tuple[bytes, list[fds.Fd]]:
+    def _receive(self) -> fds.Received:
         try:
             return fds.receive(self._channel, MAX_ENVELOPE)
         except ConnectionResetError:

@@ -15,10 +15,14 @@ import socket
 import stat
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
-# SET_MEM_TABLE carries at most 8. The room is larger so that a peer that sends too many is caught by the count and not
-# by MSG_CTRUNC, where the kernel has already dropped some.
+# SET_MEM_TABLE carries at most 8. The room is larger so that a peer that sends too many is told so, and not that there was
+# no room for them.
 MAX_RECEIVED = 16
+
+# Standard input, output and error are the numbers up to this one. Workers keep them (isolation.py).
+LAST_STANDARD = 2
 
 _EVENTFD_VALUE = (1).to_bytes(8, "little")
 
@@ -73,21 +77,47 @@ class Fd:
         return f"<Fd {self._number if self._number >= 0 else 'closed'}>"
 
 
+class Received(NamedTuple):
+    """What came in. fds: descriptors that came with data, all of them or none.
+
+    curtailed: true for none because some were lost. The kernel drops what the receiver has no room for (MSG_CTRUNC,
+    recvmsg(2)): it is at its limit of open files, or more were sent than it had asked for.
+    """
+
+    data: bytes
+    fds: list[Fd]
+    curtailed: bool = False
+
+
+def occupy_standard() -> None:
+    """Put /dev/null where a standard descriptor is closed. Raises OSError.
+
+    Else what is opened next gets the number: a worker would keep it, and what is said on standard error end up in there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def close_all(fds: Iterable[Fd]) -> None:
     """Close each of fds."""
     for fd in fds:
         fd.close()
 
 
-def receive(sock: socket.socket, size: int, most: int = MAX_RECEIVED) -> tuple[bytes, list[Fd]]:
+def receive(sock: socket.socket, size: int, most: int = MAX_RECEIVED) -> Received:
     """Receive at most size bytes and the descriptors that come with them, at most so many, without blocking.
 
     Raises BlockingIOError if there is nothing to read yet. No bytes means that the peer has closed.
     recvmsg and not socket.recv_fds: the latter ignores its flags, so descriptors would not be close-on-exec.
     """
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    data, ancillary, _flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * most), flags)
-    return data, _descriptors(ancillary)
+    data, ancillary, came_with, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * most), flags)
+    received = _descriptors(ancillary)
+    if not came_with & socket.MSG_CTRUNC:
+        return Received(data, received)
+    close_all(received)
+    return Received(data, [], curtailed=True)
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[Fd]:

@@ -7,16 +7,21 @@ Used by guest.py, which has a worker answer the messages.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import selectors
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from hostdev import fds
 from hostdev.incoming import Incoming
 
 log = logging.getLogger(__name__)
+
+# What a host says that has no memory for it now: nothing was read, or written (Linux, sock_alloc_send_pskb). Tried again at
+# the next look, which is at once, for nothing would say that there is memory: to close the connection would end the VM.
+_NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
 
 class FrontEnd:
@@ -26,7 +31,7 @@ class FrontEnd:
         self,
         connection: socket.socket,
         selector: selectors.BaseSelector,
-        take: Callable[[bytes, list[fds.Fd]], None],
+        take: Callable[[fds.Received], None],
         end: Callable[[], None],
     ) -> None:
         """take: is given each whole message. end: called when the front end has gone, or is to be given up."""
@@ -73,11 +78,11 @@ class FrontEnd:
                 self._end()
             elif self._incoming.is_whole:
                 self.is_waiting = True
-                self._take(*self._incoming.take())
+                self._take(self._incoming.take())
                 self.watch()
-        except BlockingIOError:
-            return
         except (OSError, OverflowError) as error:
+            if _is_passing(error):
+                return
             log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
             self._end()
 
@@ -92,24 +97,23 @@ class FrontEnd:
         try:
             while self.outgoing:
                 self.outgoing = self.outgoing[fds.send(self.connection, self.outgoing) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._end()
-            return
+        except OSError as error:
+            if not _is_passing(error):
+                self._end()
+                return
         if self.closing and not self.outgoing:
             self._end()
         elif self.is_open:
             self.watch()
 
     @property
-    def begun(self) -> tuple[bytes, Sequence[fds.Fd]]:
+    def begun(self) -> fds.Received:
         """What was read of a message that is not whole yet."""
         return self._incoming.begun
 
-    def resume(self, data: bytes, received: Sequence[fds.Fd], outgoing: bytes, *, closing: bool) -> None:
+    def resume(self, begun: fds.Received, outgoing: bytes, *, closing: bool) -> None:
         """Go on where another process was: in the middle of a message, or of an answer."""
-        self._incoming = Incoming(data, received)
+        self._incoming = Incoming(begun)
         self.outgoing, self.closing = outgoing, closing
 
     def has_gone(self) -> bool:
@@ -126,3 +130,8 @@ class FrontEnd:
         self.unwatch()
         self._incoming.close()
         self.connection.close()
+
+
+def _is_passing(error: Exception) -> bool:
+    """True if the same may go well at the next look."""
+    return isinstance(error, BlockingIOError) or (isinstance(error, OSError) and error.errno in _NO_MEMORY)

@@ -15,11 +15,12 @@ from hostdev.fds import Fd, close_all
 
 @dataclass
 class Message:
-    """A message that was not answered yet. deaths: workers that died with it."""
+    """A message that was not answered yet. deaths: workers that died with it. curtailed: its descriptors were lost."""
 
     number: int
     data: bytes
     deaths: int = 0
+    curtailed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class FrozenGuest:
     closing: bool = False
     why_inert: str = ""
     restarts: int = 0
+    begun_curtailed: bool = False
 
     def close(self) -> None:
         """Close everything: somebody else has it."""

@@ -112,13 +112,13 @@ class Guest:
 
     # The front end
 
-    def _pass_on(self, data: bytes, arrived: list[fds.Fd]) -> None:
+    def _pass_on(self, received: fds.Received) -> None:
         """Give the worker the front end's next message."""
         self._number += 1
-        for place, fd in enumerate(arrived):
+        for place, fd in enumerate(received.fds):
             fd.token = token(self._number, place)
-        self.estate.arrived = arrived
-        self._post.give(Message(self._number, data))
+        self.estate.arrived = received.fds
+        self._post.give(Message(self._number, received.data, curtailed=received.curtailed))
 
     def _answer(self, answer: Answer) -> None:
         self._front.answer(answer.reply, closing=answer.kind == ToKeeper.CLOSE)
@@ -148,18 +148,19 @@ class Guest:
         if not self.is_served:
             return None
         self._front.unwatch()
-        begun, begun_with = self._front.begun
+        begun = self._front.begun
         return FrozenGuest(
             self.connection,
             self.estate,
             self._number,
             self._post.message,
-            begun,
-            begun_with,
+            begun.data,
+            begun.fds,
             self._front.outgoing,
             self._front.closing,
             self._post.why_inert,
             self._post.restarts,
+            begun.curtailed,
         )
 
     def thaw(self) -> None:
@@ -175,7 +176,8 @@ class Guest:
         # A record of its own in any case: the other process goes on by the old one if this one comes to nothing.
         guest = cls(frozen.connection, setting, frozen.estate.copied())
         guest._number = frozen.number
-        guest._front.resume(frozen.begun, frozen.begun_with, frozen.outgoing, closing=frozen.closing)
+        begun = fds.Received(frozen.begun, list(frozen.begun_with), frozen.begun_curtailed)
+        guest._front.resume(begun, frozen.outgoing, closing=frozen.closing)
         guest._front.is_waiting = frozen.message is not None
         guest._post.message = frozen.message
         guest._post.why_inert = frozen.why_inert

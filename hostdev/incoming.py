@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
 
 from hostdev import fds
 from hostdev.wire.vhost_user import HEADER, HEADER_SIZE, MAX_PAYLOAD
 
 log = logging.getLogger(__name__)
 
+_NOTHING = fds.Received(b"", [])
+
 
 class Incoming:
     """What was read of the message at hand."""
 
-    def __init__(self, data: bytes = b"", received: Sequence[fds.Fd] = ()) -> None:
-        """data, received: what another has read of it."""
-        self._data = bytearray(data)
-        self._received = list(received)
+    def __init__(self, begun: fds.Received = _NOTHING) -> None:
+        """begun: what another has read of it."""
+        self._data = bytearray(begun.data)
+        self._received = list(begun.fds)
+        self._is_curtailed = begun.curtailed
         # Of the whole message, once its header is there.
         self._size: int | None = None
 
     @property
-    def begun(self) -> tuple[bytes, Sequence[fds.Fd]]:
+    def begun(self) -> fds.Received:
         """What was read of a message that is not whole yet."""
-        return bytes(self._data), self._received
+        return fds.Received(bytes(self._data), self._received, self._is_curtailed)
 
     def read(self, connection: socket.socket) -> bool:
         """Read on. False if the other side has closed.
@@ -36,23 +38,32 @@ class Incoming:
         Raises OverflowError for a size or a number of descriptors that no message has, BlockingIOError if there is nothing
         to read yet, OSError.
         """
-        data, received = fds.receive(connection, self._missing())
+        data, received, curtailed = fds.receive(connection, self._missing())
         self._received += received
         self._data += data
+        if curtailed:
+            self._curtail()
         # At once: a header with an impossible size may be all that ever comes.
         self._missing()
         return bool(data)
+
+    def _curtail(self) -> None:
+        """Some descriptors were lost: keep none, for the message is refused, and read it to its end."""
+        self._is_curtailed = True
+        fds.close_all(self._received)
+        self._received = []
 
     @property
     def is_whole(self) -> bool:
         """True once it can be taken."""
         return bool(self._data) and self._missing() == 0
 
-    def take(self) -> tuple[bytes, list[fds.Fd]]:
+    def take(self) -> fds.Received:
         """Return the whole message, and its descriptors, which are the caller's from now on; the next one begins."""
-        data, received = bytes(self._data), self._received
-        self._data, self._received, self._size = bytearray(), [], None
-        return data, received
+        received = self.begun
+        self._data, self._received = bytearray(), []
+        self._size, self._is_curtailed = None, False
+        return received
 
     def _missing(self) -> int:
         if len(self._received) > fds.MAX_RECEIVED:

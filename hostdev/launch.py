@@ -23,6 +23,7 @@ from hostdev.child import freeze
 from hostdev.control_socket import ControlSocket
 from hostdev.discard import AUTO, REQUESTS
 from hostdev.errors import BalloonError, CommandError, SetupError, UnsupportedHostError
+from hostdev.fds import occupy_standard
 from hostdev.handover import TAKE_OVER
 from hostdev.host_limits import protect
 from hostdev.keeper import TERM_SECONDS, Keeper
@@ -63,6 +64,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, check, serve. Returns the exit status."""
+    occupy_standard()
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=LOG_LEVELS[options.log_level],

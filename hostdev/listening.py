@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from hostdev.errors import SetupError
+from hostdev.fds import LAST_STANDARD, occupy_standard
 
 # struct sockaddr_un has room for 108 bytes, the last of which Linux wants to be NUL for a path.
 MAX_SOCKET_PATH = 107
@@ -28,8 +29,14 @@ def inherited(number: int) -> socket.socket:
     if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
         given.detach()
         raise SetupError(f"--fd {number}: not a unix stream socket")
-    given.set_inheritable(False)
-    return given
+    if number > LAST_STANDARD:
+        given.set_inheritable(False)
+        return given
+    # As from inetd. The others are occupied, so that a duplicate is none of them.
+    with given:
+        moved = given.dup()
+    occupy_standard()
+    return moved
 
 
 class ListeningPath:

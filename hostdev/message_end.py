@@ -10,6 +10,7 @@ import contextlib
 import logging
 import select
 import socket
+from dataclasses import replace
 
 from hostdev import fds
 from hostdev.balloon import Balloon
@@ -78,7 +79,7 @@ class MessageEnd:
     def serve(self) -> bool:
         """Answer one message with one datagram. False when the keeper has closed."""
         try:
-            data, received = fds.receive(self._channel, MAX_DATAGRAM)
+            data, received, curtailed = fds.receive(self._channel, MAX_DATAGRAM)
         except ConnectionResetError:
             return False  # the keeper closed with an answer of ours unread
         if not data:
@@ -87,6 +88,8 @@ class MessageEnd:
         if frame.kind == ToWorker.INERT:
             self._balloon.make_inert(frame.data.decode())
             return True
+        if curtailed:
+            frame = replace(frame, kind=ToWorker.CURTAILED)
         for place, fd in enumerate(received):
             fd.token = token(frame.number, place)
         self.handle(frame, received)
@@ -114,8 +117,9 @@ class MessageEnd:
             fds.close_all(received)
             self._balloon.make_inert(f"{frame.deaths} workers died with one message: it is refused")
             return self._session.give_up(header, payload), False
+        curtailed = frame.kind == ToWorker.CURTAILED
         try:
-            return self._session.handle(header, payload, received), False
+            return self._session.handle(header, payload, received, curtailed=curtailed), False
         except StreamError as error:
             log.error("closing the connection: %s", error)  # noqa: TRY400  (the peer's fault: no traceback)
             return b"", True

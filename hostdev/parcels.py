@@ -88,13 +88,13 @@ class Line:
         if not poll.poll(None if moment is None else max(0.0, moment - time.monotonic()) * 1000):
             raise TimeoutError("no answer in time")
         try:
-            data, received = fds.receive(self.channel, wire.MAX_DATAGRAM, wire.MAX_DESCRIPTORS)
+            received = fds.receive(self.channel, wire.MAX_DATAGRAM, wire.MAX_DESCRIPTORS)
         except ConnectionResetError:
             # Said once, and first: it died with a word of ours unread. What it had said before is still there.
-            data, received = fds.receive(self.channel, wire.MAX_DATAGRAM, wire.MAX_DESCRIPTORS)
-        if not data:
+            received = fds.receive(self.channel, wire.MAX_DATAGRAM, wire.MAX_DESCRIPTORS)
+        if not received.data:
             raise EOFError("the process has ended")
-        return wire.decode(data), received
+        return wire.decode(received.data), received.fds
 
 
 # Packing
@@ -134,7 +134,15 @@ def pack_guest(name: str, guest: FrozenGuest) -> Parcel:
     """Everything of one front end. name: of its place."""
     message = guest.message
     deaths = 0 if message is None else min(message.deaths, _MAX_DEATHS)
-    state = GuestState(guest.number, int(message is not None), deaths, int(guest.closing), guest.restarts)
+    state = GuestState(
+        guest.number,
+        int(message is not None),
+        deaths,
+        int(guest.closing),
+        guest.restarts,
+        int(message is not None and message.curtailed),
+        int(guest.begun_curtailed),
+    )
     sections = [
         (Tag.NAME, os.fsencode(name)),
         (Tag.GUEST, wire.GUEST_STRUCT.pack(*state)),
@@ -214,11 +222,12 @@ def unpack_guest(datagram: Datagram, contents: Contents) -> FrozenGuest:
         contents.take_socket(Use.CONNECTION),
         estate,
         state.number,
-        Message(state.number, data, state.deaths) if state.pending else None,
+        Message(state.number, data, state.deaths, bool(state.curtailed)) if state.pending else None,
         datagram.first(Tag.BEGUN),
         contents.all(Use.BEGUN),
         datagram.first(Tag.OUTGOING),
         bool(state.closing),
         datagram.first(Tag.WHY_INERT).decode(errors="replace"),
         state.restarts,
+        bool(state.begun_curtailed),
     )

@@ -143,7 +143,8 @@ class Post:
         message = self.message
         if message is not None and self._link is not None:
             deaths = min(message.deaths, MAX_MESSAGE_DEATHS)
-            frame = Frame(ToWorker.MESSAGE, deaths, message.number, message.data)
+            kind = ToWorker.CURTAILED if message.curtailed else ToWorker.MESSAGE
+            frame = Frame(kind, deaths, message.number, message.data)
             self._link.give(frame, self.estate.arrived)
             # Longer with each death: on a host that thrashes it may have been the time that was too short.
             self._overdue = time.monotonic() + ANSWER_SECONDS * (1 << deaths)

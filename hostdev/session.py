@@ -15,7 +15,7 @@ from typing import Any
 
 from hostdev.backend_channel import BackendChannel
 from hostdev.errors import RequestError, StreamError
-from hostdev.fds import Fd, close_all, stream_socket
+from hostdev.fds import Fd, close_all
 from hostdev.journal import Journal
 from hostdev.memory import MAX_REGIONS, MemoryTable, Region
 from hostdev.metrics import Metrics, worth_logging
@@ -34,6 +34,8 @@ OFFERED_PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
+
+_CURTAILED = "its descriptors were lost on the way: more than any message has, or a limit of open files is reached (ulimit -n)"
 
 
 class Session:
@@ -76,12 +78,12 @@ class Session:
             Request.REM_MEM_REG: self._rem_mem_reg,
         }
 
-    def handle(self, header: wire.Header, payload: bytes, fds: list[Fd]) -> bytes:
+    def handle(self, header: wire.Header, payload: bytes, fds: list[Fd], *, curtailed: bool = False) -> bytes:
         """Act on one whole message and return the bytes to answer, none if no answer is due.
 
-        Raises StreamError for a header that shows a stream out of step.
+        curtailed: its descriptors were lost on the way, so it is refused. Raises StreamError for a header that shows a stream out of step.
         """
-        arrived = Arrived(fds)
+        arrived = Arrived(fds, curtailed)
         try:
             _check_header(header, payload)
             self.trace.message(header.request, payload, len(fds))
@@ -114,6 +116,8 @@ class Session:
         return self._acknowledge(header, 0)
 
     def _decode(self, header: wire.Header, payload: bytes, arrived: Arrived) -> tuple[Request, Any]:
+        if arrived.curtailed:
+            raise RequestError(_CURTAILED)
         request = wire.request_of(header.request)
         if request is None:
             raise RequestError(f"request {header.request} is not known here")
@@ -214,13 +218,9 @@ class Session:
         """Deprecated: "Back-ends SHOULD either ignore this message, or use it to disable all rings". Ignored."""
 
     def _set_backend_channel(self, _value: wire.Nothing, arrived: Arrived) -> None:
-        token = arrived.fds[0].token
-        # Left among those that arrived: what is no stream socket is closed with them, and not whenever it is collected.
-        sock = stream_socket(arrived.fds[0])
-        if sock is None:
-            raise RequestError("the back end's channel is not a unix stream socket")
+        channel = BackendChannel.of(arrived.fds[0], self.journal)
         self._drop_backend_channel()
-        self.backend_channel = BackendChannel(sock, token, self.journal)
+        self.backend_channel = channel
 
     def _drop_backend_channel(self) -> None:
         if self.backend_channel is not None:

@@ -75,9 +75,13 @@ class Virtqueue:
         self.size = layout.size
         self._memory = memory
         self._indirect = indirect
-        self._descriptors = memory.view(layout.descriptor, descriptor_table_bytes(layout.size))
-        self._available = memory.view(layout.available, available_ring_bytes(layout.size)).cast("H")
-        self._used = memory.view(layout.used, used_ring_bytes(layout.size))
+        self._descriptors, available, self._used = _views(
+            memory,
+            (layout.descriptor, descriptor_table_bytes(layout.size)),
+            (layout.available, available_ring_bytes(layout.size)),
+            (layout.used, used_ring_bytes(layout.size)),
+        )
+        self._available = available.cast("H")
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
         self.next_available = base & INDEX_MASK
         self._outstanding: set[int] = set()
@@ -209,6 +213,22 @@ def _check_layout(layout: RingLayout) -> None:
         or layout.used % USED_RING_ALIGNMENT
     ):
         raise RequestError("a part of the ring is not aligned as virtio demands")
+
+
+def _views(memory: MemoryTable, *places: tuple[int, int]) -> list[memoryview]:
+    """Return a view of each place, an address and a length, or none: one that stayed would keep its region mapped.
+
+    Raises RequestError.
+    """
+    views: list[memoryview] = []
+    try:
+        for place in places:
+            views.append(memory.view(*place))  # noqa: PERF401  (those that there are, if one of them cannot be)
+    except RequestError:
+        for view in views:
+            view.release()
+        raise
+    return views
 
 
 def _checked(head: int, chain: list[Descriptor]) -> tuple[Descriptor, ...]:

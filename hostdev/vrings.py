@@ -80,9 +80,10 @@ class Ring:
 
 @dataclass
 class Arrived:
-    """The descriptors of the message at hand; what is left in it at the end gets closed."""
+    """The descriptors of the message at hand; what is left in it at the end gets closed. curtailed: some were lost."""
 
     fds: list[Fd] = field(default_factory=list)
+    curtailed: bool = False
 
     def take(self) -> Fd:
         """Take the next one over."""

@@ -70,10 +70,10 @@ class WorkerLink:
         Raises BlockingIOError if there is nothing, EOFError if there will be nothing any more, LayoutError for nonsense.
         """
         try:
-            data, _none = fds.receive(self.channel, MAX_DATAGRAM)
+            data = fds.receive(self.channel, MAX_DATAGRAM).data
         except ConnectionResetError:
             # Said once, and first: it died with a frame unread. What it had said before is still there.
-            data, _none = fds.receive(self.channel, MAX_DATAGRAM)
+            data = fds.receive(self.channel, MAX_DATAGRAM).data
         if not data:
             raise EOFError
         return ANSWER.decode(data)

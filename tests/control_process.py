@@ -56,9 +56,9 @@ def exchange(channel: socket.socket, deadline: float = DEADLINE) -> Envelope:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     assert poll.poll(deadline * 1000), "nothing comes"
-    data, received = fds.receive(channel, MAX_ENVELOPE)
-    fds.close_all(received)
-    return ENVELOPE.decode(data)
+    received = fds.receive(channel, MAX_ENVELOPE)
+    fds.close_all(received.fds)
+    return ENVELOPE.decode(received.data)
 
 
 def gets_on(client: QmpSocket) -> None:

@@ -34,7 +34,7 @@ from hostdev.options import Options, Start
 from hostdev.record import Record
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, HEADER, HEADER_SIZE
 from tests.control_process import QmpSocket
-from tests.device_program import wait_for
+from tests.device_program import listens, wait_for
 
 HERE = str(Path(hostdev.__file__).parent)
 # A kill that is never come to: to count lines.
@@ -118,7 +118,7 @@ class Mortal:
         self.device = device
         self.doom = doom
         self.guest = Frontend(device.connect())
-        wait_for(control.exists, "the control socket")
+        wait_for(lambda: listens(control), "the control socket")
         self.client = QmpSocket(control)
 
     def seen(self) -> Seen:

@@ -31,7 +31,7 @@ class Framed:
         else:
             self.guest.negotiate()
         self.messages = 0
-        self._taken: list[tuple[bytes, list[fds.Fd]]] = []
+        self._taken: list[fds.Received] = []
         self.is_open = True
         self._selector = selectors.DefaultSelector()
         self._ours, theirs = socket.socketpair()
@@ -47,17 +47,17 @@ class Framed:
         }
         self.replies = b""
 
-    def _take(self, data: bytes, arrived: list[fds.Fd]) -> None:
-        self._taken.append((data, arrived))
+    def _take(self, message: fds.Received) -> None:
+        self._taken.append(message)
 
-    def _answer(self, data: bytes, arrived: list[fds.Fd]) -> None:
+    def _answer(self, data: bytes, arrived: list[fds.Fd], curtailed: bool) -> None:
         """As a worker would, some time after the message was passed on."""
         self.messages += 1
         for place, fd in enumerate(arrived):
             fd.token = token(self.messages, place)
         header = wire.HEADER.decode(data[: wire.HEADER_SIZE])
         try:
-            reply = self.guest.session.handle(header, data[wire.HEADER_SIZE :], arrived)
+            reply = self.guest.session.handle(header, data[wire.HEADER_SIZE :], arrived, curtailed=curtailed)
         except StreamError:
             self.front.answer(b"", closing=True)
         else:

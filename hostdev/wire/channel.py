@@ -1,8 +1,8 @@
 """What worker and keeper say to each other over their SOCK_SEQPACKET pair, one datagram each.
 
-    keeper -> worker   MESSAGE: a whole vhost-user message, header and payload, with its descriptors; INERT: why; GO, once,
-                       to one that was started to wait for it
-    worker -> keeper   READY or MAKESHIFT once it serves; then for each MESSAGE one of ANSWER, HOLDING, LOST and CLOSE
+    keeper -> worker   MESSAGE: a whole vhost-user message, header and payload, with its descriptors; CURTAILED: one whose
+                       descriptors were lost, to be refused; INERT: why; GO, once, to one that was started to wait for it
+    worker -> keeper   READY or MAKESHIFT once it serves; then for each message one of ANSWER, HOLDING, LOST and CLOSE
 
 The keeper numbers the messages of a front end, 1 and up, and gives one again, under its number, to the successor of a
 worker that died with it. A descriptor is known to both by its token: the number of the message that brought it and its
@@ -29,6 +29,7 @@ class ToWorker(IntEnum):
     MESSAGE = 1
     INERT = 2
     GO = 3
+    CURTAILED = 4
 
 
 class ToKeeper(IntEnum):

@@ -117,13 +117,18 @@ class PlaceState(NamedTuple):
 
 
 class GuestState(NamedTuple):
-    """number: of the message read last. pending: 1 if that has no answer yet; deaths: workers that died with it."""
+    """number: of the message read last. pending: 1 if that has no answer yet; deaths: workers that died with it.
+
+    curtailed, begun_curtailed: 1 if descriptors were lost of that, and of what was read of the next.
+    """
 
     number: int
     pending: int
     deaths: int
     closing: int
     restarts: int
+    curtailed: int = 0
+    begun_curtailed: int = 0
 
 
 VERSIONS_STRUCT = lower(Struct("version" / Int32ul, "readable_by" / Int32ul))
@@ -134,7 +139,13 @@ KEEPER_STRUCT = lower(
 PLACE_STRUCT = lower(Struct("device" / Int64ul, "inode" / Int64ul, "leaving" / Int8ul))
 GUEST_STRUCT = lower(
     Struct(
-        "number" / Int64ul, "pending" / Int8ul, "deaths" / Int8ul, "closing" / Int8ul, "restarts" / Int64ul
+        "number" / Int64ul,
+        "pending" / Int8ul,
+        "deaths" / Int8ul,
+        "closing" / Int8ul,
+        "restarts" / Int64ul,
+        "curtailed" / Int8ul,
+        "begun_curtailed" / Int8ul,
     )
 )
 

@@ -188,7 +188,7 @@ def read_all(link: ControlLink, theirs: socket.socket) -> list[tuple[Envelope, l
     read: list[tuple[Envelope, list[Fd]]] = []
     while True:
         try:
-            data, received = fds.receive(theirs, MAX_ENVELOPE)
+            data, received, _curtailed = fds.receive(theirs, MAX_ENVELOPE)
         except BlockingIOError:
             if not link.is_waiting:
                 return read

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -64,9 +66,8 @@ def test_a_dropped_owner_closes() -> None:
 def test_descriptors_travel_and_are_close_on_exec(pair: tuple[socket.socket, socket.socket]) -> None:
     with eventfd(5) as sent:
         assert fds.send(pair[0], b"abc", [sent, sent]) == 3
-    data, received = fds.receive(pair[1], 10)
-    assert data == b"abc"
-    assert len(received) == 2
+    data, received, curtailed = fds.receive(pair[1], 10)
+    assert (data, len(received), curtailed) == (b"abc", 2, False)
     assert all(fcntl.fcntl(fd.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in received)
     assert os.eventfd_read(received[0].fileno()) == 5
     fds.close_all(received)
@@ -77,7 +78,7 @@ def test_receiving_never_blocks(pair: tuple[socket.socket, socket.socket]) -> No
     with pytest.raises(BlockingIOError):
         fds.receive(pair[0], 1)
     pair[1].close()
-    assert fds.receive(pair[0], 1) == (b"", [])
+    assert fds.receive(pair[0], 1) == fds.Received(b"", [])
 
 
 def test_sending_never_blocks(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -89,14 +90,51 @@ def test_sending_never_blocks(pair: tuple[socket.socket, socket.socket]) -> None
         fill()
 
 
-def test_more_descriptors_than_there_is_room_for_leak_none(pair: tuple[socket.socket, socket.socket]) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+def count() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.mark.parametrize("number", [fds.MAX_RECEIVED + 1, 253])
+def test_more_descriptors_than_there_is_room_for(
+    pair: tuple[socket.socket, socket.socket], number: int
+) -> None:
+    """None is kept, the bytes are there, and what comes next is whole."""
+    before = count()
     with eventfd() as sent:
-        fds.send(pair[0], b"x", [sent] * 100)
-    _data, received = fds.receive(pair[1], 1)
-    assert len(received) >= fds.MAX_RECEIVED  # so that the count shows it
+        fds.send(pair[0], b"x", [sent] * number)
+        fds.send(pair[0], b"y", [sent] * fds.MAX_RECEIVED)
+    assert fds.receive(pair[1], 1) == fds.Received(b"x", [], curtailed=True)
+    assert count() == before
+    data, received, curtailed = fds.receive(pair[1], 1)
+    assert (data, len(received), curtailed) == (b"y", fds.MAX_RECEIVED, False)
     fds.close_all(received)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert count() == before
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_receiver_at_its_limit_of_open_files(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """Room for some of three is as good as room for none."""
+    before = count()
+    with eventfd() as sent:
+        fds.send(pair[0], b"x", [sent] * 3)
+    with limit_of_files(left):
+        assert fds.receive(pair[1], 1) == fds.Received(b"x", [], curtailed=True)
+    assert count() == before
+
+
+@contextlib.contextmanager
+def limit_of_files(left: int) -> Iterator[None]:
+    """Leave this process room for so many more. Below the limit all are taken, so that gaps are no way around it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        numbers = [os.dup(2) for _ in range(40)]
+        for number in numbers:
+            stack.callback(os.close, number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(numbers) + 1 + left, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        yield
 
 
 def test_what_is_an_eventfd() -> None:

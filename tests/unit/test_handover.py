@@ -79,12 +79,12 @@ def test_a_state_has_the_fields_of_its_layout(layout: struct.Struct, state: type
 
 
 def test_a_longer_section_is_read_as_far_as_known_and_a_missing_one_is_zero() -> None:
-    longer = wire.GUEST_STRUCT.pack(5, 1, 2, 0, 3) + b"more"
+    longer = wire.GUEST_STRUCT.pack(5, 1, 2, 0, 3, 1, 0) + b"more"
     found = wire.decode(wire.encode(Kind.GUEST, [(999, b"unknown"), (Tag.GUEST, longer)]))
-    assert found.numbers(Tag.GUEST, wire.GUEST_STRUCT) == (5, 1, 2, 0, 3)
+    assert found.numbers(Tag.GUEST, wire.GUEST_STRUCT) == (5, 1, 2, 0, 3, 1, 0)
     assert found.numbers(Tag.PLACE, wire.PLACE_STRUCT) == (0, 0, 0)
     shorter = wire.decode(wire.encode(Kind.GUEST, [(Tag.GUEST, longer[:8])]))
-    assert shorter.numbers(Tag.GUEST, wire.GUEST_STRUCT) == (5, 0, 0, 0, 0)
+    assert shorter.numbers(Tag.GUEST, wire.GUEST_STRUCT) == (5, 0, 0, 0, 0, 0, 0)
 
 
 # Parcels
@@ -130,6 +130,22 @@ def test_a_guest_arrives_as_it_was(lines: tuple[Line, Line]) -> None:
     assert [(fd.token, value(fd)) for fd in found.estate.arrived] == [(1280, 1280)]
     assert [value(fd) for fd in found.begun_with] == [9]
     assert check_header(header_bytes(found.estate.record)).version == record.VERSION
+    found.close()
+
+
+@pytest.mark.parametrize("curtailed", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_was_lost_stays_lost(lines: tuple[Line, Line], curtailed: bool, begun: bool) -> None:
+    """A message whose descriptors did not all come is refused by the next version too, also if half of it is still to come."""
+    ours, theirs = socket.socketpair()
+    message = Message(1, b"message", curtailed=curtailed)
+    sent = FrozenGuest(ours, Estate(), 1, message, b"beg", begun_curtailed=begun)
+    lines[0].send(pack_guest("name", sent), soon())
+    datagram, received = lines[1].receive(soon())
+    sent.close()
+    theirs.close()
+    found = unpack_guest(datagram, Contents(datagram, received))
+    assert (found.message, found.begun_curtailed) == (message, begun)
     found.close()
 
 

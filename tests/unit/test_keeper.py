@@ -33,7 +33,7 @@ def test_its_time_to_take_over_ends_with_that(worker: Worker) -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def fail(*_arguments: object) -> None:
+def fail(*_arguments: object, **_options: object) -> None:
     raise ZeroDivisionError("a defect of ours")
 
 

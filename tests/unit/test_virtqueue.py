@@ -347,6 +347,17 @@ def test_impossible_addresses(bench: Bench, part: str, wrong: str) -> None:
         Virtqueue(RingLayout(128, **addresses), bench.table, 0, indirect=True)
 
 
+def test_a_ring_that_cannot_be_leaves_its_region_to_be_unmapped(bench: Bench) -> None:
+    """Also while somebody has the error in hand, and with it the frames in which the views were made."""
+    bench.queue.release()
+    address = bench.memory.user_address(RING_AT)
+    with pytest.raises(RequestError, match="no memory region") as caught:
+        Virtqueue(RingLayout(8, address, address, 0), bench.table, 0, indirect=True)
+    for region in bench.table.regions:
+        region.close()
+    assert "no memory region" in str(caught.value)
+
+
 def test_a_ring_at_the_very_end(bench: Bench) -> None:
     end = bench.memory.user_address((1 << 20) - 16) + 16
     address = bench.memory.user_address(RING_AT)

@@ -69,7 +69,7 @@ class Conversation:
         self._front = FrontEnd(theirs, self._selector, self._take, self._end)
         self._front.watch()
         self.is_open = True
-        self._message: tuple[bytes, list[Fd]] | None = None
+        self._message: fds.Received | None = None
         self._sent = b""
         self._taken = b""
         self._descriptors = open_descriptors()
@@ -101,23 +101,23 @@ class Conversation:
             for key, _mask in ready:
                 key.data()
             if self._message is not None:
-                (data, received), self._message = self._message, None
-                self._handle(data, received)
+                message, self._message = self._message, None
+                self._handle(*message)
 
     # The device
 
-    def _take(self, data: bytes, received: list[Fd]) -> None:
+    def _take(self, message: fds.Received) -> None:
         """Keep a message until the worker has its turn: its answer never comes while it is being passed on."""
-        self._message = data, received
+        self._message = message
 
-    def _handle(self, data: bytes, received: list[Fd]) -> None:
+    def _handle(self, data: bytes, received: list[Fd], curtailed: bool) -> None:
         header = wire.HEADER.decode(data[: wire.HEADER_SIZE])
         assert data == self._sent[len(self._taken) : len(self._taken) + len(data)]
         assert len(data) == wire.HEADER_SIZE + header.size
         self._taken += data
         asks = bool(header.flags & FLAG_NEED_REPLY) and self._acknowledges
         try:
-            reply = self.session.handle(header, data[wire.HEADER_SIZE :], received)
+            reply = self.session.handle(header, data[wire.HEADER_SIZE :], received, curtailed=curtailed)
         except StreamError:
             assert header.flags & ~FLAG_NEED_REPLY != wire.VERSION
             self._front.answer(b"", closing=True)
