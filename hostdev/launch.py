@@ -28,6 +28,7 @@ from hostdev.handover import TAKE_OVER
 from hostdev.host_limits import protect
 from hostdev.keeper import TERM_SECONDS, Keeper
 from hostdev.listening import inherited, is_listening
+from hostdev.log_output import Output
 from hostdev.options import Options
 from hostdev.place import INHERITED, Place, name_of
 from hostdev.signals import TERMINATING
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     logging.basicConfig(
         level=LOG_LEVELS[options.log_level],
         format=f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[Output()],
     )
     try:
         return _serve(options)

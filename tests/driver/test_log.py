@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+from hostdev.driver import DEADLINE
 from hostdev.frontend import Frontend
 from hostdev.log_limit import BURST
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import Request
-from tests.device_program import program, works
+from tests.device_program import listens, program, wait_for, works
 
 RESETS = 60
 
@@ -31,3 +36,21 @@ def test_a_guest_that_resets_its_device_and_breaks_a_ring_again_and_again(tmp_pa
     assert BURST <= len(accepted) < 2 * BURST
     assert BURST <= len(broken) < 2 * BURST
     assert len(said) < 6 * BURST
+
+
+def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
+    """A pipe that is full: keeper and worker go on, with --log-level=debug a line for each report."""
+    path = tmp_path / "balloon.sock"
+    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", "--log-level=debug", "--once"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        wait_for(lambda: listens(path), "listening")
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(path))
+        with Frontend(connection) as guest:
+            guest.start()
+            for _ in range(200):
+                works(guest)
+        assert process.wait(DEADLINE) == 0
+        assert len(process.stderr.read()) <= 2 * 4096
