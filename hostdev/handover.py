@@ -27,7 +27,7 @@ from hostdev.errors import UpgradeError
 from hostdev.frozen import FrozenGuest
 from hostdev.isolation import isolate
 from hostdev.parcels import Line, Parcel, pack_guest, pack_keeper, pack_place
-from hostdev.record import header_bytes
+from hostdev.record import OWN_HEADER
 from hostdev.waiting_parent import adopt_orphans, children
 from hostdev.wire import handover as wire
 from hostdev.wire.control import Envelope, refusal, result
@@ -89,9 +89,11 @@ class Handover:
 
     def _hello(self) -> Parcel:
         versions = VersionsState(wire.VERSION, wire.READABLE_BY)
-        headers = {header_bytes(guest.estate.record) for guest in self._keeper.guests}
-        records = [(Tag.RECORD, header) for header in sorted(headers)]
-        return Parcel(Kind.HELLO, [(Tag.VERSIONS, wire.VERSIONS_STRUCT.pack(*versions)), *records])
+        fields: list[tuple[int, bytes]] = [
+            (Tag.VERSIONS, wire.VERSIONS_STRUCT.pack(*versions)),
+            (Tag.RECORD, OWN_HEADER),
+        ]
+        return Parcel(Kind.HELLO, fields)
 
     def due(self) -> float | None:
         """When tick() is to be called at the latest, by the monotonic clock; None for never."""

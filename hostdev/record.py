@@ -8,6 +8,7 @@ wire/record.py. Used by worker.py through journal.py, by estate.py and by those 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import zlib
@@ -37,6 +38,8 @@ _HEADER = RecordHeader(
     tally_size=TALLY_SIZE,
 )
 RECORD_SIZE = _HEADER.tally_at + 2 * _HEADER.tally_size
+# What each record of this version begins with: what another version is asked if it can read.
+OWN_HEADER = wire.RECORD_HEADER.encode(_HEADER)
 
 _PRESENT = 1
 # More images than anybody ever writes.
@@ -45,15 +48,17 @@ _LAST_IMAGE = 1 << 63
 
 def make_record() -> Fd:
     """Make an empty record, in memory of which only what is used is taken. Raises OSError."""
-    fd = Fd(os.memfd_create("vhost-user-balloon-record", os.MFD_CLOEXEC))
+    fd = Fd(os.memfd_create("vhost-user-balloon-record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     os.ftruncate(fd.fileno(), RECORD_SIZE)
-    os.pwrite(fd.fileno(), wire.RECORD_HEADER.encode(_HEADER), 0)
+    # A worker that goes wrong is not to leave its successors one that cannot be mapped, or is cut off.
+    fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    os.pwrite(fd.fileno(), OWN_HEADER, 0)
     return fd
 
 
 def read_header(fd: Fd) -> RecordHeader:
     """Read a record's header. Raises RecordError if there is none, or it says that this version cannot read the rest."""
-    header = check_header(header_bytes(fd))
+    header = check_header(os.pread(fd.fileno(), wire.RECORD_HEADER_SIZE, 0))
     parts = sorted(
         (
             (0, wire.RECORD_HEADER_SIZE),
@@ -68,11 +73,6 @@ def read_header(fd: Fd) -> RecordHeader:
     if has_overlap or min(header.state_size, header.tally_size) < wire.IMAGE_STRUCT.size:
         raise RecordError("the record of a guest is damaged")
     return header
-
-
-def header_bytes(fd: Fd) -> bytes:
-    """Return a record's header as it is, for another version to look at."""
-    return os.pread(fd.fileno(), wire.RECORD_HEADER_SIZE, 0)
 
 
 def check_header(data: bytes) -> RecordHeader:
@@ -97,8 +97,14 @@ class Record:
     def __init__(self, fd: Fd) -> None:
         """Raises RecordError if it cannot be read."""
         self._header = read_header(fd)
-        size = os.fstat(fd.fileno()).st_size
-        self._mapping = mmap.mmap(fd.fileno(), size)
+        end = max(
+            self._header.state_at + 2 * self._header.state_size,
+            self._header.tally_at + 2 * self._header.tally_size,
+        )
+        try:
+            self._mapping = mmap.mmap(fd.fileno(), max(end, self._header.words_at + 8 * wire.WORDS))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"the record of a guest cannot be mapped: {error}") from error
         start = self._header.words_at
         self._words = memoryview(self._mapping)[start : start + 8 * wire.WORDS].cast("Q")
         if max(self._words[Word.STATE], self._words[Word.TALLY]) >= _LAST_IMAGE:

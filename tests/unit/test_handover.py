@@ -26,7 +26,7 @@ from hostdev.parcels import (
     unpack_guest,
     unpack_name,
 )
-from hostdev.record import check_header, header_bytes, make_record
+from hostdev.record import OWN_HEADER, read_header
 from hostdev.takeover import Predecessor
 from hostdev.wire import handover as wire
 from hostdev.wire import record
@@ -129,7 +129,7 @@ def test_a_guest_arrives_as_it_was(lines: tuple[Line, Line]) -> None:
     assert {token: value(fd) for token, fd in found.estate.held.items()} == {256: 256, 257: 257}
     assert [(fd.token, value(fd)) for fd in found.estate.arrived] == [(1280, 1280)]
     assert [value(fd) for fd in found.begun_with] == [9]
-    assert check_header(header_bytes(found.estate.record)).version == record.VERSION
+    assert read_header(found.estate.record).version == record.VERSION
     found.close()
 
 
@@ -205,9 +205,7 @@ def hello(*versions: int, header: bytes = b"") -> Parcel:
 
 
 def test_a_newer_one_that_this_can_read_is_agreed_to(lines: tuple[Line, Line]) -> None:
-    with make_record() as fd:
-        header = header_bytes(fd) + b"more"
-    lines[0].send(hello(99, wire.VERSION, header=header), soon())
+    lines[0].send(hello(99, wire.VERSION, header=OWN_HEADER + b"more"), soon())
     with predecessor(lines[1]) as other:
         other.agree()
     assert lines[0].receive(soon())[0].kind == Kind.READY

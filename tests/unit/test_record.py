@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -222,6 +223,22 @@ def test_a_tally_that_is_none_is_refused(record: Record, size: int) -> None:
     record._write(wire.Word.TALLY, record._header.tally_at, record._header.tally_size, bytes(size))
     with pytest.raises(RecordError, match="damaged"):
         next(record.tallies())
+
+
+def test_a_worker_that_goes_wrong_cannot_spoil_its_size(fd: Fd) -> None:
+    for act in (lambda: os.ftruncate(fd.fileno(), 0), lambda: os.pwrite(fd.fileno(), b"x", 1 << 48)):
+        with pytest.raises(PermissionError):
+            act()
+    Record(fd).close()
+
+
+def test_a_record_that_cannot_be_mapped_is_none(monkeypatch: pytest.MonkeyPatch, fd: Fd) -> None:
+    def no_memory(*_arguments: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("hostdev.record.mmap.mmap", no_memory)
+    with pytest.raises(RecordError, match="cannot be mapped"):
+        Record(fd)
 
 
 def test_an_empty_file_is_refused() -> None:
