@@ -179,7 +179,7 @@ def _serve(options: argparse.Namespace) -> int:
         sandbox=options.sandbox,
     )
     protect()
-    sandbox.begin(options.sandbox)
+    sandbox.begin(options.sandbox, takes_over=options.take_over is not None)
     freeze()
     settings = _Settings(
         _for_guest(device, options),
@@ -284,7 +284,10 @@ def seconds(text: str) -> float:
 
 
 def _check_host() -> None:
-    """Refuse a host whose memory order virtqueue.py does not rely on."""
+    """Refuse a host whose memory order virtqueue.py does not rely on, and a Python that writes behind our back."""
+    # It keeps a file of its own open, whose number a forked process closes and gives to another: the guest's RAM, maybe.
+    if getattr(sys, "is_stack_trampoline_active", lambda: False)():
+        raise SetupError("Python writes maps for perf (PYTHONPERFSUPPORT, -X perf): start the device without")
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
         raise UnsupportedHostError(
             f"this is {platform.machine()} on {sys.platform}: the device needs the store order of x86-64 and Linux"

@@ -40,6 +40,9 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 # trace and its duplicate; 3 sockets, 3 standard descriptors, a metrics file; 16 that arrive with a message, and 8 duplicates.
 # 64 + 15 + 4 + 2 + 7 + 24 = 116: this is twice that.
 MAX_WORKER_DESCRIPTORS = 256
+# Bytes that a worker's own memory may grow by: it takes some 10 MiB. One that goes wrong is killed last when memory runs out
+# (host_limits.py), and is not to have all others killed before.
+MAX_WORKER_GROWTH = 256 << 20
 # Not 0: that stops a core that is written to a file and not one that is piped to a program, and this stops both (Linux 2.6.32
 # to 6.17, fs/coredump.c: a limit of 1 is the kernel's own mark on such programs; for a file it is too small for a core). A
 # socket that cores are sent to (6.16) knows no limit: what keeps a guest's memory out of it is memory.py's MADV_DONTDUMP.
@@ -60,13 +63,21 @@ class Role(Enum):
     CONTROL = "control process"
 
 
-def begin(request: str) -> None:
-    """Give up what no process of the device needs, and say what of it this kernel cannot take. request: one of REQUESTS."""
+def begin(request: str, *, takes_over: bool = False) -> None:
+    """Give up what no process of the device needs, and say what of it this kernel cannot take. request: one of REQUESTS.
+
+    takes_over: the version before this one may have given it up already.
+    """
     if request == NONE:
         log.warning("--sandbox none: a guest that takes a worker over can do what your user can")
         return
     for lack in missing():
         log.warning("the sandbox has gaps, this kernel has %s", lack)
+    if takes_over and _inherited_filters() >= MAX_KEEPER_FILTERS:
+        log.info(
+            "the keeper keeps the limits that it has: no further filter is added to %d", MAX_KEEPER_FILTERS
+        )
+        return
     confine(Role.KEEPER)
 
 
@@ -82,8 +93,9 @@ def missing() -> list[str]:
     return found
 
 
+@functools.cache
 def _has_filters() -> bool:
-    """A filter at no address is a bad address only where there are filters."""
+    """A filter at no address is a bad address only where there are filters. The keeper's answer is its children's."""
     try:
         _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, None)
     except OSError as error:
@@ -131,18 +143,22 @@ def _preload() -> None:
 
 
 def _limit(role: Role) -> None:
-    """Have no core dumped, and no more descriptors than a worker can have. Raises OSError, ValueError."""
+    """Have no core dumped, and a worker no more descriptors and memory than it can use. Raises OSError, ValueError."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (_CORE_LIMIT, _CORE_LIMIT))
     except (OSError, ValueError):  # it is 0 already, which not everybody may raise
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if role is Role.WORKER:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        bounds = (
-            MAX_WORKER_DESCRIPTORS if each == resource.RLIM_INFINITY else min(each, MAX_WORKER_DESCRIPTORS)
-            for each in (soft, hard)
-        )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (next(bounds), next(bounds)))
+        _lower(resource.RLIMIT_NOFILE, MAX_WORKER_DESCRIPTORS)
+        _lower(resource.RLIMIT_DATA, _status("VmData") * 1024 + MAX_WORKER_GROWTH)
+
+
+def _lower(limit: int, most: int) -> None:
+    """Have a limit be no more than this. Raises OSError, ValueError."""
+    soft, hard = (
+        most if each == resource.RLIM_INFINITY else min(each, most) for each in resource.getrlimit(limit)
+    )
+    resource.setrlimit(limit, (soft, hard))
 
 
 def _restrict(metrics_file: Path | None) -> None:
@@ -157,12 +173,12 @@ def _restrict(metrics_file: Path | None) -> None:
 
 def _filter(role: Role, *, trace: bool, metrics: bool) -> None:
     """Raises OSError."""
+    if not _has_filters():
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if role is Role.WORKER:
         rules = worker_rules(os.getpid(), trace=trace, metrics=metrics)
     elif role is Role.CONTROL:
         rules = control_rules(os.getpid())
-    elif _inherited_filters() >= MAX_KEEPER_FILTERS:
-        return
     else:
         _install(seccomp.program(keeper_rules(), seccomp.Action.ALLOW))
         return
@@ -171,9 +187,14 @@ def _filter(role: Role, *, trace: bool, metrics: bool) -> None:
 
 def _inherited_filters() -> int:
     """Return how many filters there are already; 0 where the kernel does not tell (before 5.9)."""
+    return _status("Seccomp_filters")
+
+
+def _status(name: str) -> int:
+    """Return a number of /proc/self/status, 0 where the kernel does not tell it."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Seccomp_filters:"):
-            return int(line.partition(":")[2])
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
     return 0
 
 

@@ -254,3 +254,23 @@ def test_other_hosts_are_refused(monkeypatch: pytest.MonkeyPatch, machine: str) 
     with pytest.raises(UnsupportedHostError, match=machine) as caught:
         launch._check_host()
     assert caught.value.exit_status == EXIT_UNSUPPORTED
+
+
+def test_a_python_that_writes_for_perf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3.12 and later. It would write to a number that is another file's in a worker."""
+    monkeypatch.setattr(sys, "is_stack_trampoline_active", lambda: True, raising=False)
+    with pytest.raises(SetupError, match="PYTHONPERFSUPPORT"):
+        launch._check_host()
+
+
+def test_a_trace_on_a_full_disk_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hostdev.cli", f"--socket-path={tmp_path / 's'}", "--trace=/dev/full"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (EXIT_USAGE, 1)
+    assert "--trace /dev/full: " in done.stderr
+    assert list(tmp_path.iterdir()) == []

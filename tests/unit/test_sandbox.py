@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostdev import landlock, sandbox
-from hostdev.sandbox import Role
+from hostdev.sandbox import MAX_KEEPER_FILTERS, Role
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_what_is_missing_is_said_once_each_and_the_rest_is_used(
 ) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     monkeypatch.setattr(sandbox, "_prctl", no_filters)
+    monkeypatch.setattr(sandbox, "_has_filters", sandbox._has_filters.__wrapped__)
     sandbox.begin(sandbox.AUTO)
     assert confined == [Role.KEEPER]
     filters, files = caplog.messages
@@ -56,6 +58,19 @@ def test_none_is_said_too(confined: list[Role], caplog: pytest.LogCaptureFixture
     sandbox.begin(sandbox.NONE)
     assert confined == []
     assert "--sandbox none" in caplog.text
+
+
+def test_what_others_installed_is_no_reason_for_a_first_version(
+    confined: list[Role], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service manager may have many. One that takes over says that it adds none."""
+    monkeypatch.setattr(sandbox, "_inherited_filters", lambda: MAX_KEEPER_FILTERS)
+    sandbox.begin(sandbox.AUTO)
+    assert confined == [Role.KEEPER]
+    with caplog.at_level(logging.INFO):
+        sandbox.begin(sandbox.AUTO, takes_over=True)
+    assert confined == [Role.KEEPER]
+    assert "keeps the limits that it has" in caplog.text
 
 
 def test_a_kernel_that_does_not_count_filters(monkeypatch: pytest.MonkeyPatch) -> None:
