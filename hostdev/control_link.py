@@ -188,7 +188,8 @@ class ControlLink:
 
     def _kill(self, why: str) -> None:
         """End a process that is of no use: a successor will be told all."""
-        assert self._child is not None
+        if self._child is None:
+            return  # it has not begun yet
         log.error("the control process %s: killing process %d", why, self._child.pid)
         self._is_killed = True
         self._child.kill()

@@ -32,7 +32,7 @@ class Start:
 
     waits: it is on trial, in a new version, and serves nothing before it is told to. makeshift: too many before it could not
     take over; it answers, if it comes to that, without what they left. lost: and that is out of date, whatever it is. quiet: there
-    were many before it, and all is said. keeps_off: one of them died of a touch of guest memory.
+    were many before it, and all is said. bus_errors: how many of them died of a touch of a mapping with nothing behind it (SIGBUS).
     """
 
     blamed: bool = False
@@ -41,4 +41,4 @@ class Start:
     makeshift: bool = False
     lost: bool = False
     quiet: bool = False
-    keeps_off: bool = False
+    bus_errors: int = 0

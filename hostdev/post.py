@@ -64,8 +64,8 @@ class Post:
     _link: WorkerLink | None = None
     _is_closed: bool = False
     _blamed: bool = True
-    # True once a worker died of a touch of guest memory: every one to come would, sooner or later.
-    _keeps_off: bool = False
+    # Workers that died of a touch of a mapping with nothing behind it.
+    _bus_errors: int = 0
     # By the monotonic clock: when a worker is to be started; when the one there is has had its time; when a makeshift one is
     # to make room for one that may find what was missing.
     _start_at: float | None = None
@@ -115,7 +115,7 @@ class Post:
             makeshift=self._births.is_makeshift,
             lost=self._births.is_lost,
             quiet=not self._is_news,
-            keeps_off=self._keeps_off,
+            bus_errors=self._bus_errors,
         )
 
     def _adopt(self, link: WorkerLink) -> None:
@@ -190,7 +190,7 @@ class Post:
         """The worker has ended: take what it has left, and put another in its place."""
         self._take_rest(link)
         well = link.bury(expected=not self._is_closed and not worth_logging(self.restarts + 1))
-        self._keeps_off = self._keeps_off or link.had_bus_error
+        self._bus_errors += link.had_bus_error
         if self._is_closed:
             self.ended(well)
             return

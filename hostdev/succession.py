@@ -14,6 +14,10 @@ from hostdev.record import Record
 from hostdev.snapshot import Done, Parts
 from hostdev.wire.record import InHand
 
+# Deaths by SIGBUS after which it is guest memory, and no other mapping, that they are of: after the first there is no trace
+# any more, and a file that has become shorter is seen.
+MAX_BUS_ERRORS = 2
+
 
 def succeed(parts: Parts, estate: Estate, record: Record, start: Start) -> Done:
     """Make a new device what its predecessor's was. Returns the last message that took effect.
@@ -26,7 +30,7 @@ def succeed(parts: Parts, estate: Estate, record: Record, start: Start) -> Done:
     if source.state:
         image = snapshot.parse(source.state)
         done = image.done
-        _restore(parts, image, estate, source, keeps_off=start.keeps_off)
+        _restore(parts, image, estate, source, keeps_off=start.bus_errors >= MAX_BUS_ERRORS)
         _note_deaths(parts, source, record, blamed=start.blamed)
     _close_the_rest(parts, estate)
     return done

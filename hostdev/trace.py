@@ -73,11 +73,19 @@ class TraceFile(Tracer):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SetupError(f"--trace {path}: {error.strerror}: name a file that can be written") from error
+        self._is_full = False
+        try:
+            self._open()
+        except (OSError, ValueError) as error:
+            os.close(self._fd)
+            raise SetupError(f"--trace {path}: {error}: name another file") from error
+
+    def _open(self) -> None:
+        """Raises OSError or ValueError for what is no trace and cannot become one."""
         size = os.fstat(self._fd).st_size
-        header = self._begin() if size == 0 else self._continue(path)
+        header = self._begin() if size == 0 else self._continue()
         self._started = header.started
         self._used = header.used
-        self._is_full = False
         self._map(max(size, wire.TRACE_HEADER_SIZE))
 
     def _begin(self) -> wire.TraceHeader:
@@ -85,15 +93,13 @@ class TraceFile(Tracer):
         os.pwrite(self._fd, wire.TRACE_HEADER.encode(header), 0)
         return header
 
-    def _continue(self, path: Path) -> wire.TraceHeader:
+    def _continue(self) -> wire.TraceHeader:
         try:
             header = wire.TRACE_HEADER.decode(os.pread(self._fd, wire.TRACE_HEADER_SIZE, 0))
         except LayoutError as error:
-            os.close(self._fd)
-            raise SetupError(f"--trace {path} is there and is no trace: name another file") from error
+            raise ValueError("it is there and is no trace") from error
         if not wire.TRACE_HEADER_SIZE <= header.used <= os.fstat(self._fd).st_size:
-            os.close(self._fd)
-            raise SetupError(f"--trace {path} is a damaged trace: name another file")
+            raise ValueError("it is a damaged trace")
         return header
 
     def restart(self) -> None:
@@ -186,6 +192,17 @@ class TraceFile(Tracer):
         """Something went wrong."""
         record = wire.FAULT.encode(wire.Fault(text.encode()[:MAX_PAYLOAD]))
         self._write(Kind.FAULT, NO_RING if index is None else index, record)
+
+
+def open_trace(path: Path | None) -> Tracer:
+    """Return a trace that goes on at path, one that traces nothing if there is none or it cannot be gone on with."""
+    if path is None:
+        return Tracer()
+    try:
+        return TraceFile(path)
+    except SetupError as error:
+        log.error("nothing more is traced: %s", error)  # noqa: TRY400
+        return Tracer()
 
 
 def begin_trace(path: Path) -> None:

@@ -38,7 +38,7 @@ from hostdev.rings import Step
 from hostdev.session import OFFERED_PROTOCOL_FEATURES, Session
 from hostdev.snapshot import Done, Parts, gather
 from hostdev.succession import succeed
-from hostdev.trace import TraceFile, Tracer
+from hostdev.trace import open_trace
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Worker:
         self._estate = estate or Estate()
         self._metrics = Metrics(options.guest)
         self._file = MetricsFile(self._metrics, options.metrics_file)
-        self._trace: Tracer = TraceFile(options.trace_file) if options.trace_file else Tracer()
+        self._trace = open_trace(options.trace_file)
         self._trace.guest()
         self._is_without = False
         try:
@@ -347,6 +347,9 @@ def start(
     if start.makeshift:
         # They may be what its predecessors died of: a disk that is full, broken or gone.
         options = replace(options, metrics_file=None, trace_file=None)
+    if start.bus_errors and options.trace_file is not None:
+        log.error("the trace ends: a worker died of SIGBUS, and somebody may have cut the file short")
+        options = replace(options, trace_file=None)
     logging.disable(logging.ERROR if start.quiet else logging.NOTSET)
     worker = Worker(channel, options, control, estate, makeshift=start.makeshift)
     if options.sandbox != sandbox.NONE:

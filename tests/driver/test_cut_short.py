@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,54 @@ def test_case_19_what_keeps_off_once_does_so_for_good(device: Program, guest: Fr
     third = successor(device, second)
     answers(guest)
     assert keeps_off(third)
+
+
+def test_a_bus_error_that_memory_has_no_part_in(device: Program) -> None:
+    """Somebody's signal, or another mapping's. The second time it is guest memory that is taken for it."""
+    with Frontend(device.connect()) as guest:
+        guest.start()
+        works(guest)
+        first = device.worker()
+        os.kill(first, signal.SIGBUS)
+        second = successor(device, first)
+        works(guest)
+        os.kill(second, signal.SIGBUS)
+        third = successor(device, second)
+        answers(guest)
+        assert keeps_off(third)
+        assert guest.stop()[Role.REPORTING] == 2
+
+
+def test_a_trace_that_is_cut_short_ends_and_nothing_else_does(tmp_path: Path) -> None:
+    """As a log's rotation would do it."""
+    trace = tmp_path / "trace"
+    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
+        with Frontend(device.connect()) as guest:
+            guest.start()
+            works(guest)
+            os.truncate(trace, 0)
+            for _ in range(3):
+                works(guest)
+        said = device.wait()[1]
+    assert said.count("the trace ends") == 1
+    assert "inert" not in said
+
+
+def test_a_trace_that_cannot_be_gone_on_with_is_left(tmp_path: Path) -> None:
+    trace = tmp_path / "folder" / "trace"
+    trace.parent.mkdir()
+    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
+        with Frontend(device.connect()) as guest:
+            guest.start()
+            works(guest)
+            shutil.rmtree(trace.parent)
+            first = device.worker()
+            os.kill(first, signal.SIGKILL)
+            successor(device, first)
+            works(guest)
+        said = device.wait()[1]
+    assert said.count("nothing more is traced") == 1
+    assert "Traceback" not in said
 
 
 def test_case_19_buffers_that_are_cut_off_are_no_memory(device: Program) -> None:
