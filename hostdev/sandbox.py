@@ -43,9 +43,9 @@ MAX_WORKER_DESCRIPTORS = 256
 # Bytes that a worker's own memory may grow by: it takes some 10 MiB. One that goes wrong is killed last when memory runs out
 # (host_limits.py), and is not to have all others killed before.
 MAX_WORKER_GROWTH = 256 << 20
-# Not 0: that stops a core that is written to a file and not one that is piped to a program, and this stops both (Linux 2.6.32
-# to 6.17, fs/coredump.c: a limit of 1 is the kernel's own mark on such programs; for a file it is too small for a core). A
-# socket that cores are sent to (6.16) knows no limit: what keeps a guest's memory out of it is memory.py's MADV_DONTDUMP.
+# Not 0: that stops a core that is written to a file and not one that is piped to a program, and this stops both (Linux,
+# fs/coredump.c: a limit of 1 is the kernel's own mark on such programs; for a file it is too small for a core). A
+# socket that newer kernels can send cores to knows no limit: what keeps a guest's memory out of it is memory.py's MADV_DONTDUMP.
 _CORE_LIMIT = 1
 # Filters are inherited, so each version that takes over adds one, of some 150 instructions. The kernel has room for 32,768 of
 # them (kernel/seccomp.c, MAX_INSNS_PER_PATH), and workers are to find some.

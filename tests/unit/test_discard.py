@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -269,3 +270,21 @@ def test_the_kernels_refusal_is_the_hosts_fault() -> None:
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EPERM
     each.close()
+
+
+def test_a_file_without_seals_is_what_its_file_system_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_seals(*_arguments: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(fcntl, "fcntl", no_seals)
+    with memfd(PAGE) as fd:
+        assert backing_of(fd) is Backing.SHARED
+
+
+def test_what_is_no_file_any_more_is_an_error() -> None:
+    class Gone:
+        def fileno(self) -> int:
+            return 1 << 20
+
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        backing_of(cast("Fd", Gone()))

@@ -157,3 +157,9 @@ def test_descriptors_are_closed() -> None:
         with successor(guest, FREE) as other:
             assert isinstance(other.session.memory.regions[0].fd, Fd)
     assert len(open_descriptors(os.getpid())) == before
+
+
+def test_a_ring_that_is_not_started_is_given_up_already() -> None:
+    with InProcess() as guest:
+        guest.balloon.rings.give_up(REPORTING)
+        assert guest.balloon.rings.stop(REPORTING) is None

@@ -326,3 +326,27 @@ def test_closing_closes_mapping_and_descriptor() -> None:
 
 def test_a_part_is_a_plain_tuple(table: MemoryTable) -> None:
     assert next(table.split(1, 2)) == Part(table.regions[0], 1, 2)
+
+
+def test_a_file_that_has_no_seals_may_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_seals(*_arguments: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    each = region(0, PAGE)
+    monkeypatch.setattr(fcntl, "fcntl", no_seals)
+    assert each.may_shrink
+    each.close()
+
+
+def test_the_footprint_counts_each_file_once() -> None:
+    with memfd(4 * PAGE) as file:
+        os.pwrite(file.fileno(), bytes(3 * PAGE), 0)
+        table = MemoryTable(
+            [
+                region(0, PAGE, fd=Fd(os.dup(file.fileno()))),
+                region(8 * PAGE, PAGE, offset=2 * PAGE, fd=Fd(os.dup(file.fileno()))),
+            ]
+        )
+    assert table.footprint() == 3 * PAGE
+    for each in table.regions:
+        each.close()

@@ -386,3 +386,10 @@ def test_statistics_go_on_for_as_long_as_indices_run() -> None:
             guest.run(Role.STATISTICS)
             statistics.take_used()
             assert guest.balloon.statistics.updates == answers
+
+
+def test_a_section_that_is_cut_off_is_left_out() -> None:
+    whole = wire.section(Tag.INERT, b"why")
+    assert list(wire.sections(whole + wire.SECTION_STRUCT.pack(Tag.REPLY, 9) + b"cut")) == [
+        (Tag.INERT, b"why")
+    ]
