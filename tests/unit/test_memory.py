@@ -350,3 +350,10 @@ def test_the_footprint_counts_each_file_once() -> None:
     assert table.footprint() == 3 * PAGE
     for each in table.regions:
         each.close()
+
+
+@pytest.mark.parametrize("offset", [1 << 63, (1 << 63) - PAGE, (1 << 64) - 2 * PAGE])
+def test_offsets_that_no_file_has(offset: int) -> None:
+    """Also where the file is not asked: one that is not mapped is read by pread, which takes no such offset."""
+    with memfd(PAGE) as fd, pytest.raises(RequestError, match="what a file can be"):
+        Region(MemoryRegion(0, PAGE, 0, offset), fd, mapped=False)
