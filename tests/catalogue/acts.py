@@ -182,3 +182,14 @@ def limit_of_files(pid: int, left: int) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def report_as_much_as_a_ring_holds(guest: Frontend) -> None:
+    """One kick for all of it."""
+    ring = guest.rings[REPORTING]
+    fill(guest, FREE, ring.size * PAGE)
+    heads = [ring.add([offered(FREE + n * PAGE, PAGE)]) for n in range(ring.size)]
+    ring.notify()
+    ring.wait_used(heads[-1])
+    assert ring.take_used() == [(head, 0) for head in heads[:-1]]
+    assert is_empty(guest, FREE, ring.size * PAGE)

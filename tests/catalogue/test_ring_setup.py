@@ -26,6 +26,7 @@ from tests.catalogue.acts import (
     is_filled,
     is_refused,
     offered,
+    report_as_much_as_a_ring_holds,
     send_pfns,
     status,
     still_inflates,
@@ -369,13 +370,7 @@ def test_case_26_kicks_before_the_ring_is_enabled(fresh: Frontend) -> None:
 
 def test_case_26_many_chains_for_one_kick(guest: Frontend) -> None:
     """Each is found, once, in its turn."""
-    ring = guest.rings[REPORTING]
-    fill(guest, FREE, ring.size * PAGE)
-    heads = [ring.add([offered(FREE + n * PAGE, PAGE)]) for n in range(ring.size)]
-    ring.notify()
-    ring.wait_used(heads[-1])
-    assert ring.take_used() == [(head, 0) for head in heads[:-1]]
-    assert is_empty(guest, FREE, ring.size * PAGE)
+    report_as_much_as_a_ring_holds(guest)
     still_serves(guest)
 
 

@@ -36,6 +36,7 @@ from tests.catalogue.acts import (
     memfd,
     offered,
     report,
+    report_as_much_as_a_ring_holds,
     send_pfns,
     status,
     still_inflates,
@@ -124,13 +125,7 @@ def test_case_29_indices_that_wrap(size: int) -> None:
 
 def test_case_29_a_full_ring_over_the_wrap(guest: Frontend) -> None:
     begin_again(guest, 0xFFFF - 63)
-    ring = guest.rings[REPORTING]
-    fill(guest, FREE, ring.size * PAGE)
-    heads = [ring.add([offered(FREE + n * PAGE, PAGE)]) for n in range(ring.size)]
-    ring.notify()
-    ring.wait_used(heads[-1])
-    assert ring.take_used() == [(head, 0) for head in heads[:-1]]
-    assert is_empty(guest, FREE, ring.size * PAGE)
+    report_as_much_as_a_ring_holds(guest)
 
 
 # 30. Heads

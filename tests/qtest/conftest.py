@@ -12,6 +12,7 @@ import pytest
 from qmp_glue.errors import QmpGlueError
 from qmp_glue.find import Qemu, find_qemu
 from tests.qtest.bench import Bench
+from tests.qtest.hostile import Witness
 
 OURS, BUILT_IN = "ours", "built-in"
 
@@ -79,3 +80,12 @@ def bench(
 def ours(benches: dict[str, Bench], qemu: Qemu, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Our device alone, for what QEMU's has no way to do."""
     return take(OURS, benches, qemu, tmp_path_factory)
+
+
+@pytest.fixture
+def witness(bench: Bench) -> Iterator[Witness]:
+    """Of what a hostile driver comes to, on each of the two devices in turn."""
+    witness = Witness(bench)
+    bench.drive()
+    yield witness
+    witness.check()

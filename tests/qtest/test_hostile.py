@@ -6,7 +6,6 @@ Ours counts what is wrong, returns the chain unused and goes on; QEMU's own says
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -205,14 +204,6 @@ GROUPS = {
 }
 CASES = [case for role, cases in GROUPS.values() for case in of_role(role, cases)]
 NAMES = [f"{group}: {name}" for group, (_role, cases) in GROUPS.items() for name in cases]
-
-
-@pytest.fixture
-def witness(bench: Bench) -> Iterator[Witness]:
-    witness = Witness(bench)
-    bench.drive()
-    yield witness
-    witness.check()
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

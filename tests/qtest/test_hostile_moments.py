@@ -5,8 +5,6 @@ Beside it what a driver may say of its statistics, whose buffer is in flight all
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from hostdev.driver import Buffer
@@ -20,14 +18,6 @@ from tests.qtest.test_statistics import named, offer
 BIG = RAM_BYTES - FREE
 ROUNDS, FLOOD = 30, 16
 ON_ITS_WAY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
-
-
-@pytest.fixture
-def witness(bench: Bench) -> Iterator[Witness]:
-    witness = Witness(bench)
-    bench.drive()
-    yield witness
-    witness.check()
 
 
 def test_a_reset_in_the_middle_of_one_big_report(bench: Bench, witness: Witness) -> None:
