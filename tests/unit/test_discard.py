@@ -232,6 +232,36 @@ def test_bytes_of_two_regions_are_not_given_back(caplog: pytest.LogCaptureFixtur
         each.close()
 
 
+# Where each region lies in the file, in pages, and whether it shares bytes of it with any other.
+MANY = {
+    "one around two": [(0, 8, True), (1, 1, True), (5, 1, True), (8, 2, False)],
+    "a chain": [(0, 2, True), (1, 2, True), (2, 2, True), (4, 1, False), (5, 1, False)],
+    "two pairs": [(0, 2, True), (1, 2, True), (3, 1, False), (4, 2, True), (5, 2, True)],
+    "three of the same": [(2, 2, True), (2, 2, True), (0, 2, False), (2, 2, True)],
+    "the last with the first": [(0, 6, True), (6, 1, False), (7, 1, False), (8, 1, False), (5, 1, True)],
+}
+
+
+@pytest.mark.parametrize("spans", MANY.values(), ids=MANY)
+def test_bytes_of_more_than_two_regions(spans: list[tuple[int, int, bool]]) -> None:
+    """Those that share bytes are kept, all of them and no other, whether they come at once or one after the other."""
+    file = memfd(16 * PAGE)
+    regions = tuple(
+        region(number * MIB, count * PAGE, offset=start * PAGE, fd=Fd(os.dup(file.fileno())))
+        for number, (start, count, _is_doubled) in enumerate(spans)
+    )
+    at_once, one_by_one = Discarder(), Discarder()
+    at_once.adopt(regions)
+    for count in range(1, len(regions) + 1):
+        one_by_one.adopt(regions[:count])
+    wanted = [Method.NONE if is_doubled else Method.REMOVE for _start, _count, is_doubled in spans]
+    assert [at_once.method(each) for each in regions] == wanted
+    assert [one_by_one.method(each) for each in regions] == wanted
+    for each in regions:
+        each.close()
+    file.close()
+
+
 def test_a_choice_that_frees_nothing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     each = region(0, PAGE)
     with caplog.at_level(logging.WARNING):
