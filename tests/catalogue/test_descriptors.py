@@ -423,7 +423,7 @@ def test_case_08_eventfds_are_no_descriptors_of_ours(device: DeviceProcess, gues
     """A front end that closes its end at once, and a thousand times: the device has one for each ring and no more."""
     pids = (device.pid, *device.workers())
     before = Holdings(*pids)
-    for _ in range(200):
+    for _ in range(1000):
         with eventfd() as call:
             assert status(guest, Request.SET_VRING_CALL, wire.U64(_RING), [call]) == 0
     Holdings(*pids).assert_as(before)
