@@ -99,20 +99,15 @@ def test_seals_that_do_not_matter() -> None:
         assert backing_of(fd) is Backing.SHARED
 
 
-def test_a_file_on_a_disk(tmp_path: Path, unmet: Callable[[str], None]) -> None:
+def test_a_file_on_a_disk(on_disk: Fd) -> None:
     """Punching would destroy its data: nothing of it is ever released."""
-    path = tmp_path / "ram"
-    path.write_bytes(b"\xaa" * MIB)
-    fd = Fd(os.open(path, os.O_RDWR))
-    if backing_of(fd) is Backing.SHARED:
-        unmet("a temporary folder that is not on tmpfs (set TMPDIR)")
-    assert backing_of(fd) is Backing.FILE
-    each = region(0, MIB, fd=fd)
+    os.pwrite(on_disk.fileno(), b"\xaa" * MIB, 0)
+    each = region(0, MIB, fd=Fd(os.dup(on_disk.fileno())))
     discarder = Discarder(Method.REMOVE)
     discarder.adopt((each,))
     assert discarder.method(each) is Method.NONE
     each.close()
-    assert path.read_bytes() == b"\xaa" * MIB
+    assert os.pread(on_disk.fileno(), 2 * MIB, 0) == b"\xaa" * MIB
 
 
 def test_a_file_on_tmpfs(unmet: Callable[[str], None]) -> None:
