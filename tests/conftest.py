@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from hostdev.discard import Backing, backing_of
+from hostdev.fds import Fd
 
 # Derandomized: a test either passes or fails, whoever runs it. No deadline: nothing here asserts on speed.
 settings.register_profile(
@@ -35,6 +40,22 @@ def unmet() -> Callable[[str], None]:
         pytest.skip(reason)
 
     return report
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, unmet: Callable[[str], None]) -> Iterator[Fd]:
+    """An empty file without a name, on no memory: the folder for temporary files is on tmpfs with many."""
+    for folder in (tmp_path, Path("/var/tmp"), Path(__file__).parent, Path.home()):
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            if backing_of(fd := Fd(os.dup(file.fileno()))) is Backing.FILE:
+                break
+            fd.close()
+    else:
+        unmet(
+            "a folder that is not on tmpfs and can be written to (TMPDIR, /var/tmp, this repository or HOME)"
+        )
+    with fd:
+        yield fd
 
 
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")

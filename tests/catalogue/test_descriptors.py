@@ -5,9 +5,10 @@ What is counted is counted by the kernel, in /proc, after some rounds that let e
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,38 @@ from tests.catalogue.acts import (
 from tests.device_program import Program, descriptors, program, wait_ended, wait_for
 from tests.in_process import MIB, PAGE
 
-# Rounds of what is repeated: by default enough to tell one leak a round from none, a page of memory a round as well.
-ROUNDS, FULL_ROUNDS = 60, 10_000
-SETTLING = 20
-# What a process may grow by: its allocator's arenas, 1 MiB at a time. A page for each full round would be 40 MiB.
-SLACK = 2 * MIB
+KIB = 1 << 10
+
+# Rounds of what is repeated. One descriptor that is lost in all of them shows; of memory, 4000 bytes a round by default (tried;
+# less goes where a process has freed some) and 115 in full.
+ROUNDS, FULL_ROUNDS = 80, 10_000
+SETTLING = 40
+# What a process may grow by that has not settled, as it comes to what it has not done yet: 260 KiB were seen.
+UNSETTLED = 2 * MIB
+
+_PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42  # linux/prctl.h
 
 # SET_VRING_KICK and the like with a descriptor, on a ring.
 _RING = int(STATISTICS)
+
+
+def slack(rounds: int) -> int:
+    """What a process may grow by in so many rounds once it has settled.
+
+    Python's objects move on through an arena of 1 MiB that is there already, and touch it bit by bit: 250 bytes with each
+    front end were seen, while neither blocks nor bytes in use became more.
+    """
+    return 96 * KIB + min(512 * rounds, MIB)
+
+
+@pytest.fixture(autouse=True)
+def small_pages() -> Iterator[None]:
+    """No huge page in place of some small ones, which would be 2 MiB at a time of nobody's asking; the device inherits that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    assert libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
+    yield
+    assert libc.prctl(_PR_SET_THP_DISABLE, before, 0, 0, 0) == 0
 
 
 class Holdings:
@@ -53,10 +78,10 @@ class Holdings:
         self.counts = [(len(descriptors(pid)), _mapped_files(pid)) for pid in pids]
         self.bytes = [_resident(pid) for pid in pids]
 
-    def assert_as(self, before: Holdings) -> None:
+    def assert_as(self, before: Holdings, most: int = UNSETTLED) -> None:
         assert self.counts == before.counts
         grown = [now - then for now, then in zip(self.bytes, before.bytes, strict=True)]
-        assert max(grown) < SLACK, grown
+        assert max(grown) < most, grown
 
 
 def _mapped_files(pid: int) -> int:
@@ -211,13 +236,13 @@ def test_case_09_every_setter_again_and_again(device: DeviceProcess, guest: Fron
                 before = Holdings(*pids)
             for name, (wanted, act) in SETTERS.items():
                 assert act(guest, stranger) == wanted, name
-        Holdings(*pids).assert_as(before)
+        Holdings(*pids).assert_as(before, slack(rounds))
     assert device.workers() == [pids[1]]
     still_serves(guest)
 
 
 @pytest.mark.parametrize(
-    "rounds", [20, pytest.param(FULL_ROUNDS, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
+    "rounds", [40, pytest.param(FULL_ROUNDS, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
 )
 def test_case_09_sessions_without_end_on_one_connection(
     device: DeviceProcess, fresh: Frontend, rounds: int
@@ -228,7 +253,7 @@ def test_case_09_sessions_without_end_on_one_connection(
         fresh.start()
         if turn == SETTLING:
             before = Holdings(*pids)
-    Holdings(*pids).assert_as(before)
+    Holdings(*pids).assert_as(before, slack(rounds))
     still_serves(fresh)
 
 
@@ -245,7 +270,7 @@ def test_case_09_front_ends_without_end(tmp_path: Path, rounds: int) -> None:
         before = Holdings(device.pid)
         for turn in range(rounds):
             _come_and_go(device, turn, idle)
-        Holdings(device.pid).assert_as(before)
+        Holdings(device.pid).assert_as(before, slack(rounds))
         with Frontend(device.connect()) as guest:
             guest.start()
             still_serves(guest)
@@ -264,7 +289,9 @@ def _come_and_go(device: Program, turn: int, idle: int) -> None:
 # Too few, too many, and such as nobody asked for
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "rounds", [10, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(900)])]
+)
 def test_case_08_wrong_numbers_of_descriptors(device: DeviceProcess, guest: Frontend, rounds: int) -> None:
     """All are closed and the message is refused; of 17 and more the kernel drops some, at the keeper's reception."""
     # CVE-2019-14818: descriptors of messages that take fewer stayed open for ever.
@@ -423,7 +450,7 @@ def test_case_08_eventfds_are_no_descriptors_of_ours(device: DeviceProcess, gues
     """A front end that closes its end at once, and a thousand times: the device has one for each ring and no more."""
     pids = (device.pid, *device.workers())
     before = Holdings(*pids)
-    for _ in range(200):
+    for _ in range(1000):
         with eventfd() as call:
             assert status(guest, Request.SET_VRING_CALL, wire.U64(_RING), [call]) == 0
     Holdings(*pids).assert_as(before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
 import random
 import select
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from hostdev import balloon, giver
+from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.fds import Fd
 from hostdev.frontend import PROTOCOL_FEATURES, DeviceProcess, Frontend, start_device
+from hostdev.memory import Region
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import CONFIG, DEFAULT_FEATURES, Config, Feature
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, ProtocolFeature, Request
@@ -502,6 +506,62 @@ def test_case_15_it_goes_while_rings_are_served(tmp_path: Path, what: str) -> No
         next_is_served(device)
         status, said = device.end()
         assert (status, "Traceback" in said) == (0, False)
+
+
+SLICE, SLICES = 2 * MIB, 16
+
+
+def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun is finished to the byte, nothing more is, the chain is not returned, and all of the guest is let go of."""
+    begun, is_gone = (
+        mmap.mmap(-1, mmap.PAGESIZE),
+        mmap.mmap(-1, 1),
+    )  # shared with the worker, which opens no file
+    release = Discarder.release
+
+    def released(self: Discarder, region: Region, offset: int, length: int) -> None:
+        begun[:8] = (offset + length).to_bytes(8, "little")
+        release(self, region, offset, length)
+        while offset >= start + 4 * SLICE and not is_gone[0]:
+            select.poll().poll(1)
+
+    for module in (balloon, giver):
+        monkeypatch.setattr(module, "SLICE_BYTES", SLICE)
+    monkeypatch.setattr(Discarder, "release", released)
+    start, size = 32 * MIB, SLICES * SLICE
+    with start_device() as device, Frontend(device.connect(), memory=GuestMemory(96 * MIB)) as guest:
+        guest.start()
+        held = len(descriptors(device.pid))
+        fill(guest, start, size)
+        full = guest.memory.footprint()
+        guest.rings[REPORTING].offer([offered(start, size)])
+        wait_for(lambda: guest.memory.footprint() <= full - 5 * SLICE, "the fifth slice's punch")
+        with Fd(os.pidfd_open(*device.workers())) as worker:
+            guest.connection.close()
+            # The connection and the channel to the worker, which can find its end from then on.
+            wait_for(lambda: len(descriptors(device.pid)) <= held - 2, "the keeper's closing")
+            is_gone[0] = 1
+            wait_ended(worker)
+        assert device.wait() == 0
+        end = int.from_bytes(begun[:8], "little")
+        assert end == start + 5 * SLICE
+        assert is_empty(guest, start, end - start)
+        assert is_filled(guest, end, start + size - end)
+        assert guest.memory.footprint() == full - (end - start)
+        assert guest.rings[REPORTING].take_used() == []
+        assert holders(guest.memory.fd) == [os.getpid()]
+
+
+def holders(memory: Fd) -> list[int]:
+    """Which of this process and its descendants has a file open or mapped."""
+    inode = os.fstat(memory.fileno()).st_ino
+    found, pids = [], [os.getpid()]
+    for pid in pids:
+        pids += children(pid)
+        opened = [Path(f"/proc/{pid}/fd/{number}").stat().st_ino for number in descriptors(pid)]
+        mapped = [int(line.split()[4]) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+        found += [pid] if inode in (*opened, *mapped) else []
+    return found
 
 
 def test_case_15_with_once_it_ends(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import select
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ from tests.device_program import descriptors, wait_for
 from tests.schema_check import Schema
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+# A channel has room for 278 announcements unread.
+PLACES = 200
 
 CONNECTED_NOT = {"return": {"connected": False}}
 INACTIVE = {"error": {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}}
@@ -361,3 +366,27 @@ def test_it_ends_though_a_client_does_not_read(process: ControlProcess, worker: 
 def test_ctrl_c_is_the_keepers_business(process: ControlProcess, client: QmpSocket) -> None:
     os.kill(process.pid, signal.SIGINT)
     gets_on(client)
+
+
+def test_who_asks_at_once_is_told_of_all_that_the_keeper_has_said_before(tmp_path: Path) -> None:
+    """Many places are announced, a client connects and asks of the last of them: it is not accepted before all is heard."""
+    with control_process(tmp_path / "balloon.qmp") as process, contextlib.ExitStack() as stack:
+        with process.stopped():
+            for number in range(PLACES):
+                process.disconnect_guest(f"vm{number}")
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(DEADLINE)
+            client.connect(str(process.path))
+            asked: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
+            asked += [
+                {"execute": "query-status", "arguments": {"guest": f"vm{number}"}}
+                for number in (PLACES - 1, 0)
+            ]
+            client.sendall(b"".join(json.dumps(each).encode() for each in asked))
+        said = b""
+        while said.count(b"\n") < 1 + len(asked):
+            piece = client.recv(1 << 16)
+            assert piece
+            said += piece
+    answers = [json.loads(line) for line in said.splitlines()][1:]
+    assert answers == [{"return": {}}, CONNECTED_NOT, CONNECTED_NOT]

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from hostdev import control
 from hostdev.driver import DEADLINE
 from hostdev.frontend import Frontend
 from hostdev.log_limit import BURST
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import Request
+from tests.control_process import control_process
 from tests.device_program import listens, program, wait_for, works
 
 RESETS = 60
@@ -36,6 +40,21 @@ def test_a_guest_that_resets_its_device_and_breaks_a_ring_again_and_again(tmp_pa
     assert BURST <= len(accepted) < 2 * BURST
     assert BURST <= len(broken) < 2 * BURST
     assert len(said) < 6 * BURST
+
+
+def test_the_control_process_writes_no_more_than_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whatever in it should write a line for each thing that a client does."""
+
+    def run(_self: control.Control) -> None:
+        for _ in range(3 * BURST):
+            control.log.warning("a line of the control process")
+
+    monkeypatch.setattr(control.Control, "run", run)
+    with control_process(tmp_path / "socket"):
+        pass
+    assert capfd.readouterr().err.count("a line of the control process") == BURST
 
 
 def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:

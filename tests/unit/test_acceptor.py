@@ -62,6 +62,43 @@ def test_a_stranger_is_turned_away(
     assert door.pause() is None
 
 
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED],
+    ids=lambda code: errno.errorcode[code],
+)
+def test_case_46_the_host_has_no_room_for_a_connection(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """Of any process, not of ours: a few lines, a pause each time, and who waits is accepted once there is."""
+
+    class Refusing(socket.socket):
+        lacks = True
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.lacks:
+                raise OSError(code, os.strerror(code))
+            return super().accept()
+
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Refusing(fileno=os.dup(listener.fileno())) as refusing, socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        door = Acceptor(refusing, "front end")
+        for _ in range(8):
+            assert door.accept() is None
+            assert door.pause() == PAUSE
+            now += PAUSE
+            assert door.pause() is None
+        # At the first, second, fourth and eighth.
+        assert len(caplog.messages) == 4
+        assert caplog.messages[0] == f"no front end can be accepted: {os.strerror(code)}: trying again in 1 s"
+        refusing.lacks = False
+        connection = door.accept()
+        assert connection is not None
+        connection.close()
+
+
 def test_a_failure_pauses(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     """With no descriptor left; who waits in the backlog is accepted once there is."""
     door = Acceptor(listener, "client")

@@ -100,20 +100,15 @@ def test_seals_that_do_not_matter() -> None:
         assert backing_of(fd) is Backing.SHARED
 
 
-def test_a_file_on_a_disk(tmp_path: Path, unmet: Callable[[str], None]) -> None:
+def test_a_file_on_a_disk(on_disk: Fd) -> None:
     """Punching would destroy its data: nothing of it is ever released."""
-    path = tmp_path / "ram"
-    path.write_bytes(b"\xaa" * MIB)
-    fd = Fd(os.open(path, os.O_RDWR))
-    if backing_of(fd) is Backing.SHARED:
-        unmet("a temporary folder that is not on tmpfs (set TMPDIR)")
-    assert backing_of(fd) is Backing.FILE
-    each = region(0, MIB, fd=fd)
+    os.pwrite(on_disk.fileno(), b"\xaa" * MIB, 0)
+    each = region(0, MIB, fd=Fd(os.dup(on_disk.fileno())))
     discarder = Discarder(Method.REMOVE)
     discarder.adopt((each,))
     assert discarder.method(each) is Method.NONE
     each.close()
-    assert path.read_bytes() == b"\xaa" * MIB
+    assert os.pread(on_disk.fileno(), 2 * MIB, 0) == b"\xaa" * MIB
 
 
 def test_a_file_on_tmpfs(unmet: Callable[[str], None]) -> None:
@@ -231,6 +226,36 @@ def test_bytes_of_two_regions_are_not_given_back(caplog: pytest.LogCaptureFixtur
     assert discarder.method(second) is Method.REMOVE
     for each in (first, second, third):
         each.close()
+
+
+# Where each region lies in the file, in pages, and whether it shares bytes of it with any other.
+MANY = {
+    "one around two": [(0, 8, True), (1, 1, True), (5, 1, True), (8, 2, False)],
+    "a chain": [(0, 2, True), (1, 2, True), (2, 2, True), (4, 1, False), (5, 1, False)],
+    "two pairs": [(0, 2, True), (1, 2, True), (3, 1, False), (4, 2, True), (5, 2, True)],
+    "three of the same": [(2, 2, True), (2, 2, True), (0, 2, False), (2, 2, True)],
+    "the last with the first": [(0, 6, True), (6, 1, False), (7, 1, False), (8, 1, False), (5, 1, True)],
+}
+
+
+@pytest.mark.parametrize("spans", MANY.values(), ids=MANY)
+def test_bytes_of_more_than_two_regions(spans: list[tuple[int, int, bool]]) -> None:
+    """Those that share bytes are kept, all of them and no other, whether they come at once or one after the other."""
+    file = memfd(16 * PAGE)
+    regions = tuple(
+        region(number * MIB, count * PAGE, offset=start * PAGE, fd=Fd(os.dup(file.fileno())))
+        for number, (start, count, _is_doubled) in enumerate(spans)
+    )
+    at_once, one_by_one = Discarder(), Discarder()
+    at_once.adopt(regions)
+    for count in range(1, len(regions) + 1):
+        one_by_one.adopt(regions[:count])
+    wanted = [Method.NONE if is_doubled else Method.REMOVE for _start, _count, is_doubled in spans]
+    assert [at_once.method(each) for each in regions] == wanted
+    assert [one_by_one.method(each) for each in regions] == wanted
+    for each in regions:
+        each.close()
+    file.close()
 
 
 def test_a_choice_that_frees_nothing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -100,8 +100,11 @@ def test_a_ring_that_starts_later_waits_for_ever(guest: InProcess) -> None:
 
 
 def test_its_own_successor_is_the_same(guest: InProcess) -> None:
-    with successor(guest, FREE) as second, successor(second, None) as third:
+    """For good: the file has its length again, and no worker has died, so only the record knows of it."""
+    size = os.fstat(guest.memory.fd.fileno()).st_size
+    with successor(guest, FREE) as second, successor(second, size) as third:
         assert third.balloon.giver.why_inert == second.balloon.giver.why_inert
+        assert third.stop() == second.stop()
 
 
 # Chains that workers die with

@@ -113,6 +113,30 @@ def test_an_image_that_has_no_room_is_refused(record: Record) -> None:
     assert len(record.state) == STATE_SIZE - wire.IMAGE_STRUCT.size
 
 
+@pytest.mark.parametrize("kind", ["state", "tally"])
+def test_one_byte_that_is_not_as_it_was_written(fd: Fd, record: Record, kind: str) -> None:
+    """Anywhere in an image, its length and its checksum included: it is refused, and right again once the byte is."""
+    counters = struct.pack("<QQ", 1, 2)
+    record.write_state(b"a state")
+    record.write_tally(TallyHeader(1, NO_RING, 0, 2), counters)
+    header = read_header(fd)
+    is_state = kind == "state"
+    # The first image is the second of the two.
+    start = header.state_at + header.state_size if is_state else header.tally_at + header.tally_size
+    length = wire.IMAGE_STRUCT.size + (
+        len(b"a state") if is_state else wire.TALLY_STRUCT.size + len(counters)
+    )
+    for at in range(start, start + length):
+        (byte,) = os.pread(fd.fileno(), 1, at)
+        for bit in (1, 0x80):
+            os.pwrite(fd.fileno(), bytes([byte ^ bit]), at)
+            with pytest.raises(RecordError, match="damaged"):
+                _ = record.state if is_state else list(record.tallies())
+        os.pwrite(fd.fileno(), bytes([byte]), at)
+    assert record.state == b"a state"
+    assert list(record.tallies()) == [(TallyHeader(1, NO_RING, 0, 2), (1, 2))]
+
+
 def test_both_tallies_are_there(record: Record) -> None:
     assert list(record.tallies()) == []
     for number in range(4):

@@ -93,6 +93,28 @@ def test_it_grows_and_then_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(heads) == (1024 - 100 - wire.TRACE_HEADER_SIZE) // (wire.RECORD_HEADER_SIZE + 2) + 1
 
 
+def test_what_is_mapped_is_on_the_disk(tmp_path: Path) -> None:
+    """All of it, after each growth: a worker that writes where a full disk has no block dies of SIGBUS."""
+    path = tmp_path / "t"
+    with path.open("wb") as file:
+        os.ftruncate(file.fileno(), MIB)
+        sparse = os.fstat(file.fileno()).st_blocks
+        os.posix_fallocate(file.fileno(), 0, MIB)
+        if sparse * 512 >= MIB or os.fstat(file.fileno()).st_blocks * 512 < MIB:
+            pytest.skip(
+                "not run: the file system under the folder for temporary files does not tell of holes"
+            )
+    path.unlink()
+    trace = TraceFile(path)
+    for steps in (1, 2, 3):
+        while trace._size < steps * GROWTH:
+            trace.chain(4, Role.REPORTING, 1, (Descriptor(MIB, MIB, 2, 0),) * MAX_ENTRIES)
+        status = path.stat()
+        assert status.st_size == trace._size == steps * GROWTH
+        assert status.st_blocks * 512 >= status.st_size
+    trace.close()
+
+
 def test_a_full_trace_has_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a record was left out, no smaller one is written after it, by this process or a later one."""
     monkeypatch.setattr("hostdev.trace.GROWTH", 256)
