@@ -20,8 +20,8 @@ from hostdev.balloon import Balloon
 from hostdev.driver import DEADLINE, Buffer
 from hostdev.frontend import Frontend, start_device
 from hostdev.metrics import Metrics
+from hostdev.options import Options
 from hostdev.sandbox import MAX_KEEPER_FILTERS, MAX_WORKER_DESCRIPTORS, Role
-from hostdev.trace import GROWTH
 from hostdev.wire.balloon import PFN_STRUCT
 from hostdev.wire.balloon import Role as Ring
 from hostdev.wire.trace import ENTRY_STRUCT, Kind
@@ -29,7 +29,7 @@ from hostdev.wire.vhost_user import HEADER_SIZE
 from tests import confined_acts as acts
 from tests.confined import Act, outcome
 from tests.control_process import Controlled, controlled
-from tests.device_program import program, wait_for, works
+from tests.device_program import wait_for, works
 from tests.in_process import MIB, PAGE
 
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -83,6 +83,21 @@ def test_none_is_none(tmp_path: Path) -> None:
 # What goes on inside
 
 
+@pytest.fixture
+def said(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """All that the device has said so far, on the one descriptor that its processes keep."""
+    handler, logger = logging.StreamHandler(open(2, "w", closefd=False)), logging.getLogger("hostdev")  # noqa: SIM115
+    logger.addHandler(handler)
+    pieces: list[str] = []
+
+    def all_so_far() -> str:
+        pieces.append(capfd.readouterr().err)
+        return "".join(pieces)
+
+    yield all_so_far
+    logger.removeHandler(handler)
+
+
 def test_everything_works_inside(tmp_path: Path) -> None:
     """All options together: each ring, each query, a stop, a successor, another version; and nothing was denied."""
     metrics, trace = tmp_path / "metrics.prom", tmp_path / "trace"
@@ -111,19 +126,21 @@ def test_everything_works_inside(tmp_path: Path) -> None:
     assert sum(record.kind is Kind.ANSWER for record in read_trace(trace)) == 12
 
 
-def test_a_trace_grows_inside(tmp_path: Path) -> None:
+def test_a_trace_grows_inside(
+    monkeypatch: pytest.MonkeyPatch, said: Callable[[], str], tmp_path: Path
+) -> None:
     """Past what was there when the worker began."""
-    trace = tmp_path / "trace"
-    entries = [Buffer(1 << 40, PAGE, writable=True)] * 100
-    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
-        with Frontend(device.connect()) as guest:
-            guest.start()
-            ring, chains = guest.rings[Ring.REPORTING], 0
-            while chains * len(entries) * ENTRY_STRUCT.size < 2 * GROWTH:
-                ring.wait_used(ring.offer(entries))
-                chains += 1
-        said = device.wait()[1]
-    assert "the trace is full" not in said
+    growth, trace = 4 * PAGE, tmp_path / "trace"
+    monkeypatch.setattr("hostdev.trace.GROWTH", growth)
+    entries, chains = [Buffer(1 << 40, PAGE, writable=True)] * 100, 0
+    with start_device(Options(trace_file=trace)) as device, Frontend(device.connect()) as guest:
+        guest.start()
+        assert all(status(worker)["Seccomp"] == 2 for worker in device.workers())
+        ring = guest.rings[Ring.REPORTING]
+        while chains * len(entries) * ENTRY_STRUCT.size < 4 * growth:
+            ring.wait_used(ring.offer(entries))
+            chains += 1
+    assert "the trace is full" not in said()
     assert sum(record.kind is Kind.ANSWER for record in read_trace(trace)) == chains
 
 
@@ -149,21 +166,6 @@ def hear_of_config(guest: Frontend) -> None:
     taken = b""
     while len(taken) < HEADER_SIZE:
         taken += guest.backend_channel.recv(64)
-
-
-@pytest.fixture
-def said(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """All that the device has said so far, on the one descriptor that its processes keep."""
-    handler, logger = logging.StreamHandler(open(2, "w", closefd=False)), logging.getLogger("hostdev")  # noqa: SIM115
-    logger.addHandler(handler)
-    pieces: list[str] = []
-
-    def all_so_far() -> str:
-        pieces.append(capfd.readouterr().err)
-        return "".join(pieces)
-
-    yield all_so_far
-    logger.removeHandler(handler)
 
 
 def _defect(kind: type[Exception], balloon: Balloon) -> Exception:
