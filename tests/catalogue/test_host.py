@@ -107,7 +107,8 @@ def test_case_46_no_descriptor_for_a_front_end(tmp_path: Path) -> None:
             still_serves(guest)
         status, said = device.end()
     assert (status, "Traceback" in said) == (0, False)
-    assert said.count("no front end can be accepted") == 1
+    # Once if the shortage lasts as long as it is to, a few times on a host that is slow to end it.
+    assert 1 <= said.count("no front end can be accepted") <= 3
 
 
 def test_case_46_descriptors_for_a_part_of_what_is_needed(listening: Program) -> None:
@@ -183,7 +184,8 @@ def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     with start_device() as device, Frontend(device.connect()) as guest:
         guest.start()
         (worker,) = device.workers()
-        for pid in (worker, device.pid):
+        # The keeper first: it would hold a worker that is stopped for long for one that hangs.
+        for pid in (device.pid, worker):
             os.kill(pid, signal.SIGSTOP)
         wait_for(lambda: state(worker) == state(device.pid) == "T", "the stop")
         guest.send_raw(GET_FEATURES)
