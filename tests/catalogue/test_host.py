@@ -180,7 +180,7 @@ def test_case_46_told_to_end_at_any_point(tmp_path: Path, number: signal.Signals
 
 def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a whole, for longer than a worker has for its answer: nobody is late for that, and what was asked is answered."""
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.3)
     with start_device() as device, Frontend(device.connect()) as guest:
         guest.start()
         (worker,) = device.workers()
@@ -191,7 +191,7 @@ def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
         guest.send_raw(GET_FEATURES)
         fill(guest, FREE, PAGE)
         head = guest.rings[REPORTING].offer([offered(FREE, PAGE)])
-        assert not is_readable(guest.connection, 0.3)  # thrice its time
+        assert not is_readable(guest.connection, 0.9)  # thrice its time
         for pid in (worker, device.pid):
             os.kill(pid, signal.SIGCONT)
         assert guest.receive()[0].request == Request.GET_FEATURES
