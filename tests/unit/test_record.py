@@ -372,3 +372,13 @@ def test_statistics_go_on_for_as_long_as_indices_run() -> None:
             guest.run(Role.STATISTICS)
             statistics.take_used()
             assert guest.balloon.statistics.updates == answers
+
+
+def test_the_last_numbers_there_are_can_be_written_again() -> None:
+    """Of a record that somebody made up: of these no worker may die."""
+    with InProcess() as guest:
+        statistics = guest.balloon.statistics
+        statistics.restore(b"", interval=1, due=(2**64 - 1) / 10**9, last_update=2**64 - 1, updates=2**64 - 1)
+        statistics.updates += 1
+        image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
+        assert image.statistics == (1, 2**64 - 1, 2**64 - 1, 0)
