@@ -30,7 +30,8 @@ MAX_REGIONS = 32
 BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system (stat(2)).
 
 _ADDRESS_SPACE = 1 << 64
-_MAX_FILE = (1 << 63) - 1  # off_t
+# No file is longer: off_t has a sign. A mapping would be refused; of a region that is not mapped the file is read.
+_LONGEST_FILE = (1 << 63) - 1
 # uapi/linux/fcntl.h.
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 0x0002
@@ -124,8 +125,8 @@ def _check(description: MemoryRegion) -> None:
     for base in (description.guest_address, description.user_address):
         if base + description.size > _ADDRESS_SPACE:
             raise RequestError("memory region passes the end of the address space")
-    if description.mmap_offset + description.size > _MAX_FILE:
-        raise RequestError("memory region passes the end of what a file can be")
+    if description.mmap_offset + description.size > _LONGEST_FILE:
+        raise RequestError("memory region is farther in its file than a file can be long")
     # The front end's address too: rings are checked for alignment by it, and their indices must be stored whole.
     if (description.mmap_offset | description.guest_address | description.user_address) % mmap.PAGESIZE:
         raise RequestError("memory region is not aligned to a page")

@@ -38,6 +38,8 @@ from hostdev.wire.record import (
 from hostdev.wire.vhost_user import F_PROTOCOL_FEATURES, MemoryRegion, ProtocolFeature, VringAddress
 
 _NANOSECONDS = 1_000_000_000
+# What there is room for in an image. A time comes near it only in a record that somebody made up, and floats round up.
+_MAX_WORD = (1 << 64) - 1
 _IS_SIZE, _IS_PERCENT = 1, 2
 
 
@@ -150,8 +152,8 @@ def _device(balloon: Balloon, commands: Commands) -> DeviceRecord:
 
 def _statistics(balloon: Balloon) -> StatisticsRecord:
     statistics = balloon.statistics
-    due = 0 if statistics.due is None else max(1, int(statistics.due * _NANOSECONDS))
-    return StatisticsRecord(statistics.interval, due, statistics.last_update, statistics.updates)
+    due = 0 if statistics.due is None else min(max(1, int(statistics.due * _NANOSECONDS)), _MAX_WORD)
+    return StatisticsRecord(statistics.interval, due, statistics.last_update, statistics.updates & _MAX_WORD)
 
 
 def _names(metrics: Metrics) -> bytes:

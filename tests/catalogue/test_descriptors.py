@@ -258,7 +258,7 @@ def test_case_09_sessions_without_end_on_one_connection(
 
 
 @pytest.mark.parametrize(
-    "rounds", [500, pytest.param(FULL_ROUNDS, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
+    "rounds", [ROUNDS, pytest.param(FULL_ROUNDS, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
 )
 def test_case_09_front_ends_without_end(tmp_path: Path, rounds: int) -> None:
     """Each with memory, and one in four goes in the middle of a message: of none is anything left."""

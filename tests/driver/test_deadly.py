@@ -189,7 +189,8 @@ def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.Monkey
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
-        for pid in (worker, device.pid):
+        # The keeper first: it would hold a worker that is stopped for long for one that hangs.
+        for pid in (device.pid, worker):
             os.kill(pid, signal.SIGSTOP)
         wait_for(lambda: _state(device.pid) == "T" == _state(worker), "the stop")
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))

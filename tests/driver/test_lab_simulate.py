@@ -105,6 +105,8 @@ def test_a_device_that_releases_nothing_fails_the_run(monkeypatch: pytest.Monkey
 
 
 def test_a_device_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers die one after the other, until the next has to wait: for longer than a guest waits, on a slow host too."""
+    monkeypatch.setattr("hostdev.births.STARTS_SECONDS", 3600.0)
     wait_used = DriverRing.wait_used
     monkeypatch.setattr(DriverRing, "wait_used", lambda ring, head: wait_used(ring, head, 0.5))
     monkeypatch.setattr(Discarder, "release", lambda *_arguments: os._exit(1))

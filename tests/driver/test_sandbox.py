@@ -6,7 +6,6 @@ The filters themselves are tests/unit/test_seccomp.py's; what a device does insi
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,10 @@ from tests.confined import Act, outcome
 WORKER = functools.partial(sandbox.confine, Role.WORKER)
 CONTROL = functools.partial(sandbox.confine, Role.CONTROL)
 KEEPER = functools.partial(sandbox.confine, Role.KEEPER)
+
+pytestmark = pytest.mark.usefixtures("filters")
+# What a container denies to everybody, and what an older kernel does not have.
+IMPOSSIBLE = ("EPERM", "EACCES", "ENOSYS")
 
 LOCKED_IN = [
     acts.open_for_reading,
@@ -80,12 +83,6 @@ KEEPERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def filters(unmet: Callable[[str], None]) -> None:
-    if sandbox.missing():
-        unmet(f"a kernel with {'; '.join(sandbox.missing())}")
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> Iterator[Path]:
     """A fresh folder for each act."""
@@ -98,8 +95,10 @@ def _made(path: Path) -> Path:
 
 
 def denied(act: Act, folders: Iterator[Path], confine: Callable[[], object]) -> bool:
-    """True if it is denied to who is confined, and to nobody else."""
-    assert outcome(act, next(folders)) == ""
+    """True if it is denied to who is confined, and to nobody else. Skips what nobody may do: a refusal would prove nothing."""
+    if (free := outcome(act, next(folders))) in IMPOSSIBLE:
+        pytest.skip(f"not run: nobody may do this here, confined or not: {free}")
+    assert free == ""
     return outcome(act, next(folders), confine) in ("EPERM", "EACCES")
 
 
@@ -120,6 +119,4 @@ def test_the_keeper_cannot(act: Act, folders: Iterator[Path]) -> None:
 
 @pytest.mark.parametrize("confine", [WORKER, CONTROL, KEEPER], ids=["worker", "control", "keeper"])
 def test_nobody_mounts(confine: Callable[[], object], folders: Iterator[Path]) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("not run: only root may mount without a sandbox, so a refusal would prove nothing")
     assert denied(acts.mount, folders, confine)

@@ -143,5 +143,11 @@ def test_unplugged_with(bench: Bench, state: Callable[[Bench], None], lines: lis
     unplug(bench)
     status = bench.command("query-status")
     assert (status["worker"], status["inert"]) == (worker, False)
-    wrote = [line.partition(": ")[2] for line in bench.qemu_log()[said:].splitlines()]
-    assert [line[: len(begin)] for line, begin in zip(wrote, lines, strict=True)] == lines
+    bench.wait_until(lambda: len(written(bench, said)) >= len(lines), "QEMU says nothing")
+    assert [line[: len(begin)] for line, begin in zip(written(bench, said), lines, strict=True)] == lines
+
+
+def written(bench: Bench, said: int) -> list[str]:
+    """What QEMU has written since, line by line, as far as it has come to the end of one."""
+    whole = bench.qemu_log()[said:].rpartition("\n")[0]
+    return [line.partition(": ")[2] for line in whole.splitlines()]

@@ -247,6 +247,13 @@ def test_what_is_behind_the_files_end_is_said(offset: int, size: int) -> None:
         Region(MemoryRegion(0, size * PAGE, 0, offset * PAGE), fd)
 
 
+@pytest.mark.parametrize("offset", [1 << 63, (1 << 63) - PAGE, (1 << 64) - 2 * PAGE])
+def test_what_no_file_can_hold_is_refused_unmapped_as_well(offset: int) -> None:
+    """Where its file is not looked at; a read there would not be an OSError."""
+    with memfd(2 * PAGE) as fd, pytest.raises(RequestError, match="than a file can be long"):
+        Region(MemoryRegion(0, PAGE, 0, offset), fd, mapped=False)
+
+
 def test_the_last_page_of_the_address_space() -> None:
     each = region((1 << 64) - PAGE, PAGE, (1 << 64) - PAGE)
     assert (each.guest_end, each.user_end) == (1 << 64, 1 << 64)
@@ -355,5 +362,5 @@ def test_the_footprint_counts_each_file_once() -> None:
 @pytest.mark.parametrize("offset", [1 << 63, (1 << 63) - PAGE, (1 << 64) - 2 * PAGE])
 def test_offsets_that_no_file_has(offset: int) -> None:
     """Also where the file is not asked: one that is not mapped is read by pread, which takes no such offset."""
-    with memfd(PAGE) as fd, pytest.raises(RequestError, match="what a file can be"):
+    with memfd(PAGE) as fd, pytest.raises(RequestError, match="than a file can be long"):
         Region(MemoryRegion(0, PAGE, 0, offset), fd, mapped=False)

@@ -399,13 +399,16 @@ def test_a_successor_sees_the_rings_as_its_predecessor_did() -> None:
 
 
 def test_statistics_go_on_for_as_long_as_indices_run() -> None:
-    """What a predecessor was told is an index, and they come round again."""
+    """What a predecessor was told is an index, and they come round again: it is forgotten before any could be taken for it."""
+    positions = (0, 1, *range(2**15 - 4, 2**15 + 5), *range(2**16 - 4, 2**16 + 4))
     with InProcess() as guest:
         guest.start()
         guest.memory.write(MIB, STATISTIC_STRUCT.pack(4, 99))
-        statistics = guest.rings[Role.STATISTICS]
-        guest.balloon.rings.started[Role.STATISTICS].answered_to = 0
-        for answers in range(40000):
+        statistics, started = guest.rings[Role.STATISTICS], guest.balloon.rings.started[Role.STATISTICS]
+        started.answered_to = 0
+        for answers, position in enumerate(positions):
+            # As if all those in between had come and gone.
+            statistics.next_available = started.queue.next_available = position & 0xFFFF
             statistics.offer([Buffer(MIB, 10)])
             guest.run(Role.STATISTICS)
             statistics.take_used()
@@ -417,3 +420,13 @@ def test_a_section_that_is_cut_off_is_left_out() -> None:
     assert list(wire.sections(whole + wire.SECTION_STRUCT.pack(Tag.REPLY, 9) + b"cut")) == [
         (Tag.INERT, b"why")
     ]
+
+
+def test_the_last_numbers_there_are_can_be_written_again() -> None:
+    """Of a record that somebody made up: of these no worker may die."""
+    with InProcess() as guest:
+        statistics = guest.balloon.statistics
+        statistics.restore(b"", interval=1, due=(2**64 - 1) / 10**9, last_update=2**64 - 1, updates=2**64 - 1)
+        statistics.updates += 1
+        image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
+        assert image.statistics == (1, 2**64 - 1, 2**64 - 1, 0)
