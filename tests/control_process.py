@@ -24,7 +24,7 @@ from hostdev.errors import CommandError
 from hostdev.listening import ListeningPath
 from hostdev.wire.balloon import STATISTIC_NAMES
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
-from tests.device_program import Program, children, program, wait_for
+from tests.device_program import Program, children, descriptors, program, wait_for
 
 # An answer of the right type for each command that a worker gets.
 ANSWERS: dict[str, Any] = {
@@ -215,6 +215,9 @@ class ControlProcess:
         self.connect_guest(worker, name)
         with self.connect() as client:
             wait_for(lambda: self._reaches(client, worker, name), "the worker")
+            served = len(descriptors(self.pid))
+        # Who counts descriptors is not to find this client's.
+        wait_for(lambda: len(descriptors(self.pid)) < served, "this client's end")
         worker.commands.clear()
 
     @staticmethod
