@@ -8,6 +8,7 @@ wire/record.py's, when it is written down journal.py's business. Used by worker.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -217,11 +218,20 @@ def restore(parts: Parts, image: Image, held: Mapping[int, Fd], *, keeps_off: bo
     held: descriptors by token; those that are needed are taken over. keeps_off: a predecessor died of a touch of guest
     memory. Raises RequestError if memory or rings cannot be set up as they were, KeyError if a descriptor is missing.
     """
+    _check_owners(image)
     if keeps_off or image.device.keeps_off or _is_cut_short(image, held):
         parts.balloon.keep_off()
     _restore_model(parts, image)
     _restore_session(parts.session, image, held)
     _restore_rings(parts, image, held)
+
+
+def _check_owners(image: Image) -> None:
+    """Raises RecordError for a descriptor that two would own: one of them would close it for the other."""
+    tokens = [each.token for each in image.regions] + [image.session.channel]
+    tokens += [token for each in image.rings for token in (each.kick, each.call, each.error)]
+    if any(count > 1 for token, count in Counter(tokens).items() if token):
+        raise RecordError("the record of a guest is damaged")
 
 
 def _is_cut_short(image: Image, held: Mapping[int, Fd]) -> bool:

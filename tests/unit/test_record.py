@@ -430,3 +430,24 @@ def test_the_last_numbers_there_are_can_be_written_again() -> None:
         statistics.updates += 1
         image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
         assert image.statistics == (1, 2**64 - 1, 2**64 - 1, 0)
+
+
+@pytest.mark.parametrize("twice", ["region", "channel", "kick"])
+def test_a_descriptor_that_two_would_own(twice: str) -> None:
+    """No worker writes such a record: what one owner closes the other would use."""
+    with InProcess() as guest, InProcess(memory=guest.memory) as other:
+        guest.start()
+        held = descriptors(guest)
+        image = snapshot.parse(snapshot.gather(parts_of(guest), Done()))
+        first = image.regions[0].token
+        if twice == "region":
+            image = replace(image, regions=(*image.regions, image.regions[0]))
+        elif twice == "channel":
+            image = replace(image, session=image.session._replace(channel=first))
+        else:
+            image = replace(image, rings=(image.rings[0]._replace(kick=first), *image.rings[1:]))
+        with pytest.raises(RecordError, match="damaged"):
+            snapshot.restore(parts_of(other), image, held)
+        assert not any(fd.closed for fd in held.values())
+        for fd in held.values():
+            fd.close()
