@@ -5,7 +5,10 @@ Used by worker.py, once, before it serves.
 
 from __future__ import annotations
 
+import struct
+
 from hostdev import snapshot
+from hostdev.errors import RecordError
 from hostdev.estate import Estate
 from hostdev.fds import close_all
 from hostdev.journal import recall
@@ -17,6 +20,8 @@ from hostdev.wire.record import InHand
 # Deaths by SIGBUS after which it is guest memory, and no other mapping, that they are of: after the first there is no trace
 # any more, and a file that has become shorter is seen.
 MAX_BUS_ERRORS = 2
+# Deaths with one chain that the record has room for; the third is the last that counts.
+MAX_COUNTED = 0xFFFF
 
 
 def succeed(parts: Parts, estate: Estate, record: Record, start: Start) -> Done:
@@ -30,8 +35,12 @@ def succeed(parts: Parts, estate: Estate, record: Record, start: Start) -> Done:
     if source.state:
         image = snapshot.parse(source.state)
         done = image.done
-        _restore(parts, image, estate, source, keeps_off=start.bus_errors >= MAX_BUS_ERRORS)
-        _note_deaths(parts, source, record, blamed=start.blamed)
+        try:
+            _restore(parts, image, estate, source, keeps_off=start.bus_errors >= MAX_BUS_ERRORS)
+            _note_deaths(parts, source, record, blamed=start.blamed)
+        except (ArithmeticError, ValueError, struct.error) as error:
+            # Numbers that no worker writes, such as a time that is none.
+            raise RecordError("the record of a guest is damaged") from error
     _close_the_rest(parts, estate)
     return done
 
@@ -53,7 +62,7 @@ def _note_deaths(parts: Parts, source: Record, record: Record, *, blamed: bool) 
     for index, ring in parts.balloon.rings.started.items():
         known, position = source.in_hand(index), ring.queue.base
         if known is not None and known.position == position != ring.answered_to:
-            record.note_in_hand(index, InHand(position, known.deaths + blamed))
+            record.note_in_hand(index, InHand(position, min(known.deaths + blamed, MAX_COUNTED)))
     parts.balloon.judge_deaths()
 
 
