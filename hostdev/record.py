@@ -44,6 +44,8 @@ OWN_HEADER = wire.RECORD_HEADER.encode(_HEADER)
 _PRESENT = 1
 # More images than anybody ever writes.
 _LAST_IMAGE = 1 << 63
+# And more than anything is ever counted to: what is added to it still has room.
+_MOST_COUNTED = 1 << 63
 
 
 def make_record() -> Fd:
@@ -192,4 +194,6 @@ def _tally(image: bytes) -> tuple[TallyHeader, tuple[int, ...]]:
         raise RecordError("the record of a guest is damaged")
     header = TallyHeader(*wire.TALLY_STRUCT.unpack_from(image))
     counters = memoryview(image)[wire.TALLY_STRUCT.size :].cast("Q")
+    if max(counters, default=0) > _MOST_COUNTED:
+        raise RecordError("the record of a guest is damaged")
     return header, tuple(counters[: header.counters])

@@ -451,3 +451,10 @@ def test_a_descriptor_that_two_would_own(twice: str) -> None:
         assert not any(fd.closed for fd in held.values())
         for fd in held.values():
             fd.close()
+
+
+def test_a_counter_that_nothing_counts_to(record: Record) -> None:
+    for count in ((1 << 63) + 1, (1 << 64) - 1):
+        record.write_tally(TallyHeader(1, NO_RING, 0, 1), struct.pack("<Q", count))
+        with pytest.raises(RecordError, match="damaged"):
+            next(iter(record.tallies()))
