@@ -12,6 +12,8 @@ sends, in that order, and can be told to send anything else with request() and s
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import logging
 import os
 import select
 import signal
@@ -235,6 +237,16 @@ class DeviceProcess:
         return self.status
 
 
+def forget_files() -> None:
+    """Write to nothing that is open in the process that was forked.
+
+    A worker closes all descriptors and is sent others: what a logger of pytest's took for its file is then, maybe, the guest's
+    memory. (Loggers that are the device's own, below the root, stay.)
+    """
+    logging.getLogger().handlers = [logging.NullHandler()]
+    faulthandler.disable()
+
+
 @contextlib.contextmanager
 def start_device(options: Options | None = None) -> Iterator[DeviceProcess]:
     """Fork a keeper that serves one connection. It is ended, and its end awaited, when the context is left."""
@@ -244,6 +256,7 @@ def start_device(options: Options | None = None) -> Iterator[DeviceProcess]:
         status = 1
         try:
             ours.close()
+            forget_files()
             status = Keeper(lambda _name: options or Options(), once=True, term_seconds=0).run(theirs)
         finally:
             os._exit(status)

@@ -26,7 +26,7 @@ from hostdev import births, estimates, fds, snapshot, worker
 from hostdev.control_socket import ControlSocket
 from hostdev.driver import DEADLINE, FrontendError
 from hostdev.estate import Estate
-from hostdev.frontend import DeviceProcess, Frontend
+from hostdev.frontend import DeviceProcess, Frontend, forget_files
 from hostdev.journal import recall
 from hostdev.keeper import Keeper
 from hostdev.metrics import Sample
@@ -206,6 +206,7 @@ def mortal(
             ours.close()
             os.dup2(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT), 2)
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            forget_files()
             with ControlSocket(str(control)) as listening:
                 listening.open()
                 keeper = Keeper(

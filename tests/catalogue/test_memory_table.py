@@ -215,7 +215,8 @@ def test_case_18_a_file_on_disk_is_never_punched(guest: Frontend, on_disk: Fd) -
     os.pwrite(on_disk.fileno(), b"\xaa" * MIB, 0)
     assert add(guest, FAR, on_disk) == 0
     assert report(guest, offered(FAR.guest_address, MIB)) == 0
-    assert os.pread(on_disk.fileno(), 2 * MIB, 0) == b"\xaa" * MIB
+    data = os.pread(on_disk.fileno(), 2 * MIB, 0)
+    assert (len(data), data.count(0xAA)) == (MIB, MIB)
     still_serves(guest)
 
 
