@@ -14,7 +14,6 @@ It decides nothing about which pages: balloon.py hands it whole pages inside one
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import mmap
 import os
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hostdev.errors import HostError
-from hostdev.fds import Fd
+from hostdev.fds import Fd, seals
 from hostdev.memory import Region, doubled
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 _TMPFS_MAGIC = 0x01021994
 _HUGETLBFS_MAGIC = 0x958458F6
 # uapi/linux/fcntl.h: with either seal the kernel refuses to punch holes (EPERM), read on Linux 6.18.
-_F_GET_SEALS = 1034
 _WRITE_SEALS = 0x0008 | 0x0010
 # struct statfs is 120 bytes on x86-64 and begins with f_type, a long.
 _STATFS_BYTES = 120
@@ -107,7 +105,7 @@ def backing_of(fd: Fd | None) -> Backing:
         return Backing.HUGETLB
     if kind != _TMPFS_MAGIC:
         return Backing.FILE
-    return Backing.SEALED if _seals(fd) & _WRITE_SEALS else Backing.SHARED
+    return Backing.SEALED if seals(fd) & _WRITE_SEALS else Backing.SHARED
 
 
 def _filesystem(fd: Fd) -> int:
@@ -116,13 +114,6 @@ def _filesystem(fd: Fd) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int.from_bytes(buffer.raw[:8], "little")
-
-
-def _seals(fd: Fd) -> int:
-    try:
-        return fcntl.fcntl(fd.fileno(), _F_GET_SEALS)
-    except OSError:
-        return 0  # EINVAL: a file on tmpfs that has no seals
 
 
 class Discarder:

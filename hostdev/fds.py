@@ -9,6 +9,7 @@ Nothing here sets O_NONBLOCK: that flag belongs to the open file description and
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import select
 import socket
@@ -151,6 +152,14 @@ def stream_socket(fd: Fd) -> socket.socket | None:
 def is_eventfd(fd: Fd) -> bool:
     """True if fd is an eventfd. Anything else could block a read or a write, or is no notification at all."""
     return os.readlink(f"/proc/self/fd/{fd.fileno()}").startswith("anon_inode:[eventfd")
+
+
+def seals(fd: Fd) -> int:
+    """Return the seals of a file (fcntl(2), F_GET_SEALS); 0 for a kind of file that has none."""
+    try:
+        return fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
+    except OSError:
+        return 0
 
 
 def drain_event(fd: Fd) -> bool:

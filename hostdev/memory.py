@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from hostdev.errors import RequestError
-from hostdev.fds import Fd
+from hostdev.fds import Fd, seals
 from hostdev.wire.vhost_user import MemoryRegion
 
 # What QEMU's libvhost-user offers. Each slot costs two descriptors here, ours and the one that mmap duplicates.
@@ -32,9 +32,6 @@ BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system (stat(2)).
 _ADDRESS_SPACE = 1 << 64
 # No file is longer: off_t has a sign. A mapping would be refused; of a region that is not mapped the file is read.
 _LONGEST_FILE = (1 << 63) - 1
-# uapi/linux/fcntl.h.
-_F_GET_SEALS = 1034
-_F_SEAL_SHRINK = 0x0002
 
 
 class Region:
@@ -97,10 +94,7 @@ class Region:
     @property
     def may_shrink(self) -> bool:
         """True if nothing keeps the file from being cut short: QEMU seals a memfd against that, unless told otherwise."""
-        try:
-            return not fcntl.fcntl(self.fd.fileno(), _F_GET_SEALS) & _F_SEAL_SHRINK
-        except OSError:
-            return True  # EINVAL: this kind of file has no seals
+        return not seals(self.fd) & fcntl.F_SEAL_SHRINK
 
     def close(self) -> None:
         """Unmap and close. Views into the mapping must have been released before."""

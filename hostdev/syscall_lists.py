@@ -19,7 +19,7 @@ from hostdev.syscalls import Syscall as Call
 # Of numbers that CPython does not name. uapi/asm-generic/ioctls.h, linux/sockios.h (SIOCOUTQ is TIOCOUTQ).
 _TCGETS, _SIOCOUTQ, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x5401, 0x5411, 0x5421, 0x5450, 0x5451
 # uapi/linux/fcntl.h.
-_F_GET_SEALS, _AT_EMPTY_PATH = 1034, 0x1000
+_AT_EMPTY_PATH = 0x1000
 # uapi/asm-generic/mman-common.h.
 _MADV_FREE = 8
 # uapi/linux/sched.h: CLONE_NEW of mount, cgroup, UTS, IPC, user, PID and network.
@@ -70,7 +70,7 @@ _WORKER: Mapping[Call, tuple[Argument, ...]] = {
     **_any(Call.EPOLL_CREATE1, Call.EPOLL_CTL, Call.EPOLL_WAIT, Call.EPOLL_PWAIT),
     # What /proc/self/fd says that a descriptor is: an eventfd or not.
     Call.READLINK: (),
-    Call.FCNTL: (Argument(1, (*_FCNTL, _F_GET_SEALS)),),
+    Call.FCNTL: (Argument(1, (*_FCNTL, fcntl.F_GET_SEALS)),),
     Call.IOCTL: (Argument(1, (_FIOCLEX, _FIONCLEX, _SIOCOUTQ)),),
     # What discard.py and memory.py ask for, and malloc: MADV_FREE and MADV_HUGEPAGE by its tunables.
     Call.MADVISE: (
