@@ -61,7 +61,18 @@ def make_record() -> Fd:
 def read_header(fd: Fd) -> RecordHeader:
     """Read a record's header. Raises RecordError if there is none, or it says that this version cannot read the rest."""
     header = check_header(os.pread(fd.fileno(), wire.RECORD_HEADER_SIZE, 0))
-    parts = sorted(
+    parts = _parts(header)
+    if _end(header) > os.fstat(fd.fileno()).st_size:
+        raise RecordError("the record of a guest is cut short")
+    has_overlap = any(end > start for (_start, end), (start, _end) in pairwise(parts))
+    if has_overlap or min(header.state_size, header.tally_size) < wire.IMAGE_STRUCT.size:
+        raise RecordError("the record of a guest is damaged")
+    return header
+
+
+def _parts(header: RecordHeader) -> list[tuple[int, int]]:
+    """Where each part begins and ends, in order."""
+    return sorted(
         (
             (0, wire.RECORD_HEADER_SIZE),
             (header.words_at, header.words_at + 8 * wire.WORDS),
@@ -69,12 +80,10 @@ def read_header(fd: Fd) -> RecordHeader:
             (header.tally_at, header.tally_at + 2 * header.tally_size),
         )
     )
-    if max(end for _start, end in parts) > os.fstat(fd.fileno()).st_size:
-        raise RecordError("the record of a guest is cut short")
-    has_overlap = any(end > start for (_start, end), (start, _end) in pairwise(parts))
-    if has_overlap or min(header.state_size, header.tally_size) < wire.IMAGE_STRUCT.size:
-        raise RecordError("the record of a guest is damaged")
-    return header
+
+
+def _end(header: RecordHeader) -> int:
+    return max(end for _start, end in _parts(header))
 
 
 def check_header(data: bytes) -> RecordHeader:
@@ -99,12 +108,8 @@ class Record:
     def __init__(self, fd: Fd) -> None:
         """Raises RecordError if it cannot be read."""
         self._header = read_header(fd)
-        end = max(
-            self._header.state_at + 2 * self._header.state_size,
-            self._header.tally_at + 2 * self._header.tally_size,
-        )
         try:
-            self._mapping = mmap.mmap(fd.fileno(), max(end, self._header.words_at + 8 * wire.WORDS))
+            self._mapping = mmap.mmap(fd.fileno(), _end(self._header))
         except (OSError, ValueError) as error:
             raise RecordError(f"the record of a guest cannot be mapped: {error}") from error
         start = self._header.words_at
