@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _end)
     if options.target is None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" is no error
         for name in targets.NAMES:
             print(f"{name:<12}{targets.summary(name)}")
         return EXIT_PASS
@@ -61,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="?", choices=(*targets.NAMES, "all"), metavar="TARGET")
     parser.add_argument(
         "--time",
-        type=_positive,
+        type=positive_number,
         default=DEFAULT_SECONDS,
         metavar="SECONDS",
         help="for all together, default 60",
     )
     parser.add_argument(
-        "--seed", type=_positive, default=None, help="of libFuzzer's choices, default another each time"
+        "--seed", type=positive_number, default=None, help="of libFuzzer's choices, default another each time"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
     number = int(text)
     if number <= 0:
         raise argparse.ArgumentTypeError("a whole number above 0 is needed")

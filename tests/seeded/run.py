@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := set(options.names) - {fault.name for fault in FAULTS}:
         parser.error(f"no such fault: {', '.join(sorted(unknown))} (see --list)")
     if options.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" is no error
         print("\n".join(f"{fault.name:28} {fault.what}" for fault in FAULTS))
         return EXIT_NOTICED
     verdicts = try_all(chosen)
