@@ -64,11 +64,18 @@ class InProcess(Frontend):
         super().__init__(
             self._pair[0], memory=memory, features=features, ring_size=ring_size, rings_at=rings_at
         )
-        self.metrics = Metrics()
+        self._offered = offered
         self.discarder = RecordingDiscarder(discard)
         self.now = 100.0
+        self._make_device()
+        self._replies: list[bytes] = []
+        self._told = b""
+
+    def _make_device(self) -> None:
+        """Make a device that has served nobody yet, for this front end and with this host."""
+        self.metrics = Metrics()
         self.balloon = Balloon(
-            offered,
+            self._offered,
             self.discarder,
             self.metrics,
             clock=lambda: self.now,
@@ -77,8 +84,6 @@ class InProcess(Frontend):
         self.session = Session(self.balloon, self.metrics)
         self.commands = Commands(self.balloon, self.session, clock=lambda: self.now)
         self.teller = ConfigTeller(self.balloon, self.session, clock=lambda: self.now)
-        self._replies: list[bytes] = []
-        self._told = b""
 
     def send_raw(self, data: bytes, descriptors: Sequence[fds.Fd] = ()) -> None:
         header = wire.HEADER.decode(data[: wire.HEADER_SIZE])

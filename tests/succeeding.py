@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hostdev import fds
-from hostdev.balloon import Balloon
-from hostdev.commands import Commands
-from hostdev.config_teller import ConfigTeller
 from hostdev.driver import GuestMemory
 from hostdev.estate import Estate
 from hostdev.journal import RecordJournal
-from hostdev.metrics import Metrics, Sample
+from hostdev.metrics import Sample
 from hostdev.options import Start
 from hostdev.record import Record
-from hostdev.session import Session
 from hostdev.snapshot import Done, Parts, gather
 from hostdev.succession import succeed
 from hostdev.wire import vhost_user as wire
@@ -70,7 +66,6 @@ class Succeeding(InProcess):
         rings_at: int = 0x10000,
     ) -> None:
         super().__init__(memory, features=features, offered=offered, ring_size=ring_size, rings_at=rings_at)
-        self._offered = offered
         self.successions = 0
         self._estate = Estate()
         self._number = 0
@@ -107,17 +102,7 @@ class Succeeding(InProcess):
         ended, ended_record = self.session, self._record
         inherited = Estate(self._copy(self._estate.record))
         inherited.held = {name: self._copy(fd) for name, fd in self._estate.held.items()}
-        self.metrics = Metrics()
-        self.balloon = Balloon(
-            self._offered,
-            self.discarder,
-            self.metrics,
-            clock=lambda: self.now,
-            wall_clock=lambda: 1_000_000 + self.now,
-        )
-        self.session = Session(self.balloon, self.metrics)
-        self.commands = Commands(self.balloon, self.session, clock=lambda: self.now)
-        self.teller = ConfigTeller(self.balloon, self.session, clock=lambda: self.now)
+        self._make_device()
         self._write_to(Record(inherited.record))
         self._done = succeed(self.parts, inherited, self._record, Start())
         self._journal.handled(self._done.number)
