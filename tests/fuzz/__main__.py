@@ -31,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _end)
     if options.target is None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" is no error
         for name in targets.NAMES:
             print(f"{name:<12}{targets.summary(name)}")
         return EXIT_PASS
