@@ -1,6 +1,6 @@
 """The command balloonlab demo: one guest, its memory seen to come back, a run folder with the figures.
 
-measure.py is the experiment; this file gives it a screen, a folder and a verdict. With --control the same run is made
+demo_run.py is the experiment; this file gives it a screen, a folder and a verdict. With --control the same run is made
 with --discard dontneed and none as well, and all go into one picture.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from balloonlab import signals
+from balloonlab.demo_run import Measured, Measurement, Plan
 from balloonlab.errors import UsageError
-from balloonlab.measure import Measured, Measurement, Plan
 from balloonlab.options import Commands, add_fill_options, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.results import sentences, write_json

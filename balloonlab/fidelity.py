@@ -16,8 +16,8 @@ from pathlib import Path
 
 from balloonlab import signals
 from balloonlab.comparison import Comparison, compare, sentences
+from balloonlab.demo_run import DEFAULT_REPORTING_ORDER, MAX_ORDER, REPORTING_ORDER, Nobody, Plan, Watcher
 from balloonlab.errors import GuestSetupError, UsageError
-from balloonlab.measure import DEFAULT_REPORTING_ORDER, MAX_ORDER, REPORTING_ORDER, Nobody, Plan, Watcher
 from balloonlab.options import Commands, add_fill_options, add_guest_options, guest_options
 from balloonlab.progress import Progress
 from balloonlab.recording import SCHEMA, Recording, modelled_passes, traced_passes

@@ -1,4 +1,4 @@
-"""What a run must show to pass, in figures. Pure: measure.py makes the runs, demo.py shows the verdict."""
+"""What a run must show to pass, in figures. Pure: demo_run.py makes the runs, demo.py shows the verdict."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from balloonlab.comparison import TOLERANCE
+from balloonlab.demo_run import Plan
 from balloonlab.fidelity import Experiment, conclude
-from balloonlab.measure import Plan
 from guest_images.agent_client import FillKind
 from tests.guest.guests import MIB, booted, setup_for
 from tests.guest.test_reporting import FILL

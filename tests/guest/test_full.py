@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from balloonlab.measure import Measurement, Plan
+from balloonlab.demo_run import Measurement, Plan
 from tests.guest.guests import MIB, assert_all_well, booted, setup_for
 from tests.guest.test_reporting import FILL, RETURN_SHARE, record_result
 

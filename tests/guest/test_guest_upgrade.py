@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from balloonlab.measure import Measurement, Plan
+from balloonlab.demo_run import Measurement, Plan
 from balloonlab.results import Result
 from tests.guest.balloon import cell
 from tests.guest.guests import MIB, Booted, assert_all_well, booted, setup_for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from balloonlab.measure import Measurement, Plan
+from balloonlab.demo_run import Measurement, Plan
 from balloonlab.results import Result
 from hostdev.wire.balloon import Feature
 from tests.guest.guests import (

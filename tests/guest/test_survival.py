@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from balloonlab.demo_run import Measurement, Plan
 from balloonlab.device import Counters
-from balloonlab.measure import Measurement, Plan
 from balloonlab.results import Result
 from balloonlab.trace_check import TraceCheck, violations
 from tests.guest.balloon import cell, command, has_arrived, memory_of, wait_until
