@@ -1,0 +1,1 @@
+"""Boot and measure: scenarios, runs of them, their figures, budgets, reports and comparisons."""
