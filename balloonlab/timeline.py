@@ -34,15 +34,15 @@ class Sample:
 COLUMNS = tuple(field.name for field in fields(Sample))
 
 
-def has_settled(samples: Sequence[Sample], since: float) -> bool:
-    """True if for QUIET_SECONDS, all after since, neither the footprint changed nor the guest named pages.
+def has_settled(samples: Sequence[Sample], since: float, quiet: float = QUIET_SECONDS) -> bool:
+    """True if for so many seconds, all after since, neither the footprint changed nor the guest named pages.
 
     Judged by what the guest names and not only by the footprint: a device that frees nothing settles as late as one
     that does.
     """
     if not samples:
         return False
-    start = samples[-1].seconds - QUIET_SECONDS
+    start = samples[-1].seconds - quiet
     if start < since:
         return False
     footprints = _from([(sample.seconds, sample.footprint_bytes) for sample in samples], start)
