@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from balloonlab.errors import UsageError
-from balloonlab.measure.figures import FIGURES, PHASE_FIGURES, Figure, find_figure, show
+from balloonlab.measure.figures import FIGURES, Figure, find_figure, show
 from balloonlab.measure.report import Ending, Report, Run, Spread
 from balloonlab.measure.scenario import Arm, Budget
 
@@ -53,13 +53,11 @@ def value(name: str, number: float | None) -> str:
 
 
 def spread(name: str, measured: Spread | None) -> str:
-    """Return the median of an arm, and with more runs than one the ends."""
+    """Return the median of an arm, and the ends where they look different."""
     if measured is None:
         return "-"
-    middle = value(name, measured.median)
-    if measured.runs < 2:
-        return middle
-    return f"{middle} ({value(name, measured.least)} to {value(name, measured.most)})"
+    middle, least, most = (value(name, of) for of in (measured.median, measured.least, measured.most))
+    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def budget(rule: Budget) -> str:
@@ -69,11 +67,11 @@ def budget(rule: Budget) -> str:
 
 
 def ordered(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the figures of a run and those of phases, in the order they are declared in, phases as they come."""
-    known = {figure.name: rank for rank, figure in enumerate((*FIGURES, *PHASE_FIGURES))}
-    all_names = list(dict.fromkeys(names))
-    own = [name for name in all_names if "." not in name]
-    return sorted(own, key=lambda name: known.get(name, len(known))), [n for n in all_names if "." in n]
+    """Return the figures of a run, in the order they are declared in, and those of phases, as they come."""
+    known = {figure.name: rank for rank, figure in enumerate(FIGURES)}
+    found = list(dict.fromkeys(names))
+    own = [name for name in found if "." not in name]
+    return sorted(own, key=lambda name: known.get(name, len(known))), [name for name in found if "." in name]
 
 
 def figure_names(report: Report) -> tuple[list[str], list[str]]:
