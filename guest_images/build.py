@@ -1,14 +1,15 @@
 """Makes a guest that is ready to boot: `build_guest` and `find_guest` are the entry points of this package.
 
-It joins a kernel, its modules, and a user space into a kernel image and an initramfs in the cache. It
+It joins a kernel, its modules, a user space and files of one's own into a kernel image and an initramfs in the cache. It
 starts nothing. Who boots guests (`balloonlab`, tests) calls it; `python -m guest_images build` is the same for a person.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,13 +18,14 @@ from guest_images.files import write_atomically
 from guest_images.initramfs import initramfs, source_digest
 from guest_images.kernel import CLOUD, Kernel, debian_kernel, own_kernel
 from guest_images.modules import LISTING, Module, ModuleTree
+from guest_images.overlay import with_files
 from guest_images.sources import find_kernel
 from guest_images.userland import userland_tree
 from qmp_glue import debian
 from qmp_glue.debian import SUITES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 # The release whose user space accompanies a user's own kernel: its libraries ask for Linux 3.2 at least.
 OWN_KERNEL_SUITE = "bookworm"
@@ -88,17 +90,21 @@ def find_guest(
     flavour: str = CLOUD,
     modules: Path | None = None,
     optional: Iterable[str] = (),
+    files: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[str], None] = lambda _line: None,
 ) -> GuestImage:
     """Return a guest with the kernel that a word names: a suite, package files, an image or a folder, see sources.py.
 
-    flavour: of a suite's kernel. modules: of an image. optional: drivers it may lack, of modules.NEEDED.
-    Raises KernelError, ElfError, ModuleMissingError for a driver that is not optional, DebianError.
+    flavour: of a suite's kernel. modules: of an image. optional: drivers it may lack, of modules.NEEDED. files: what else
+    is put into the guest, path there -> path of a file or a folder here. Raises KernelError, ElfError,
+    ModuleMissingError for a driver that is not optional, GuestFileError, DebianError.
     """
     if kernel in SUITES and modules is None:
-        return build_guest(kernel, flavour=flavour, progress=progress)
-    found = find_kernel(kernel, flavour=flavour, modules=modules, progress=progress)
-    return _join(found, OWN_KERNEL_SUITE, progress, tuple(optional), strict=False)
+        image = build_guest(kernel, flavour=flavour, progress=progress)
+    else:
+        found = find_kernel(kernel, flavour=flavour, modules=modules, progress=progress)
+        image = _join(found, OWN_KERNEL_SUITE, progress, tuple(optional), strict=False)
+    return replace(image, initrd=with_files(image.initrd, files)) if files else image
 
 
 def _join(
