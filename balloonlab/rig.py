@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Literal
 
 from balloonlab.device import DeviceProcess
-from balloonlab.errors import DeviceError, GuestEndedError, GuestSetupError, UsageError
+from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError, GuestSetupError, UsageError
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
 from guest_images.errors import AgentError, AgentTimeoutError
@@ -114,9 +114,9 @@ class Rig:
         self.agent = AgentClient(host_end)
         self._stack.push_async_callback(self.agent.close)
 
-    async def boot(self) -> Hello:
+    async def boot(self, *, deadline: float = BOOT_SECONDS) -> Hello:
         """Wait for the agent's greeting. Raises what explains it if device, QEMU or guest end before, or hang."""
-        self.hello = await self._greeting()
+        self.hello = await self._greeting(deadline)
         return self.hello
 
     def _balloon(self) -> socket.socket | None:
@@ -167,17 +167,18 @@ class Rig:
             balloon.close()
         return vm
 
-    async def _greeting(self) -> Hello:
+    async def _greeting(self, deadline: float) -> Hello:
         try:
-            return await self.agent.hello(deadline=BOOT_SECONDS)
+            return await self.agent.hello(deadline=deadline)
         except AgentError as error:
             if (why := await self.why_ended()) is not None:
                 raise why from error
             if isinstance(error, AgentTimeoutError):
-                raise GuestSetupError(f"{error}; {self._console_tail()}") from error
+                raise GuestHungError(f"{error}; {self.console_tail()}") from error
             raise
 
-    def _console_tail(self) -> str:
+    def console_tail(self) -> str:
+        """Return the last lines of the guest's console, or a panic's first, as the end of a message."""
         text = self.vm.console_text()
         panic = text.find("Kernel panic")
         lines = text.splitlines()[-CONSOLE_LINES:] if panic < 0 else text[panic:].splitlines()[:CONSOLE_LINES]
@@ -201,7 +202,7 @@ class Rig:
             await self.vm.wait(seconds=END_SECONDS)
         if self.vm.returncode == 0:
             return GuestEndedError(
-                f"the guest panicked or powered off before its time; {self._console_tail()}"
+                f"the guest panicked or powered off before its time; {self.console_tail()}"
             )
         if self.vm.returncode is not None:
             return QemuExitedError(self.vm.returncode, self.vm.last_lines())
@@ -218,7 +219,7 @@ class Rig:
                 await asyncio.wait_for(reset.get(), RESET_SECONDS)
             except TimeoutError as error:
                 raise GuestSetupError(
-                    f"the guest has not reset the machine in {RESET_SECONDS:g} s; {self._console_tail()}"
+                    f"the guest has not reset the machine in {RESET_SECONDS:g} s; {self.console_tail()}"
                 ) from error
         return await self.boot()
 
