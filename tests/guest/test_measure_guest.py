@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
-from balloonlab.errors import GuestSetupError
+from balloonlab.errors import GuestEndedError, GuestSetupError
 from balloonlab.measure.guest_setup import check_knobs, for_arm, prepare
 from balloonlab.measure.scenario import DeviceSpec, GuestSpec
 from guest_images.kernel import debian_kernel
@@ -54,3 +55,13 @@ def test_a_guest_is_what_its_scenario_says(tmp_path: Path) -> None:
             match=rf"Linux {kernel.version.replace('+', '.')} has no page_reporting_delay_ms \(",
         ):
             guest.wait(check_knobs(guest.rig.agent, asked))
+
+
+@pytest.mark.full
+def test_a_kernel_by_itself_that_lacks_its_bus_ends_soon_and_says_so(tmp_path: Path) -> None:
+    """Debian's 6.1 has virtio_pci as a module, and nobody can tell from an image alone."""
+    image = shutil.copy(debian_kernel("bookworm").image, tmp_path / "vmlinux")
+    setup = prepare(GuestSpec(kernel=str(image), memory=256 * MIB), DeviceSpec(), progress=print)
+    said = "no virtio-serial port for the agent: this kernel does not have the bus of its machine"
+    with pytest.raises(GuestEndedError, match=said), booted(for_arm(setup, "off"), tmp_path):
+        pytest.fail("its agent answered")
