@@ -23,7 +23,7 @@ from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError, Gues
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
 from guest_images.errors import AgentError, AgentTimeoutError
-from guest_images.initramfs import kernel_command_line
+from guest_images.initramfs import AGENT_WANTED, kernel_command_line
 from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments
 from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
@@ -140,7 +140,7 @@ class Rig:
             accelerator=self.setup.accelerator,
             kernel=self.setup.image.kernel,
             initrd=self.setup.image.initrd,
-            append=kernel_command_line(*self._reset_words(), *self.setup.append),
+            append=kernel_command_line(AGENT_WANTED, *self._reset_words(), *self.setup.append),
             balloon=device,
             console=self.console,
             agent=agent,
