@@ -66,6 +66,7 @@ def _parser() -> Parser:
         simulate,
         vhost_user_json,
     )
+    from balloonlab.measure import compare  # noqa: PLC0415
     from balloonlab.options import Parser  # noqa: PLC0415
 
     parser = Parser(prog=PROGRAM, description="Boot guests, drive them, and measure what they cost the host.")
@@ -81,6 +82,7 @@ def _parser() -> Parser:
     decode.add_parser(commands)
     simulate.add_parser(commands)
     fidelity.add_parser(commands)
+    compare.add_parser(commands)
     return parser
 
 
