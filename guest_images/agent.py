@@ -472,9 +472,13 @@ class Agent:
         """Pass a request on to the child that holds its handle; it is served after the fill has ended."""
         handle = request.get("handle")
         child = next((c for c in self.children.values() if c.handle is not None and c.handle == handle), None)
+        gone = f"no fill has the handle {handle}: it was freed, or its process was killed"
         if child is None:
-            raise AgentError(f"no fill has the handle {handle}: it was freed, or its process was killed")
-        child.channel.sendall(json.dumps(request).encode() + b"\n")
+            raise AgentError(gone)
+        try:
+            child.channel.sendall(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError as error:  # its end has not been seen yet
+            raise AgentError(gone) from error
         child.outstanding.add(request["id"])
         if request["call"] == "free":
             child.handle, child.freeing = None, request["id"]

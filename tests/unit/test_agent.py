@@ -174,6 +174,20 @@ def test_a_killed_child_is_an_error_and_not_the_agents_end() -> None:
     asyncio.run(main())
 
 
+def test_a_fill_whose_end_was_not_seen_yet_is_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    child = agent.Child(0, ours)
+    child.handle = 7
+    serving = agent.Agent(-1)
+    monkeypatch.setattr(serving, "children", {0: child})
+    with ours:
+        answer = json.loads(serving.hand_on({"id": 9, "call": "checksum", "handle": 7}))
+    assert answer["id"] == 9
+    assert "no fill has the handle 7" in answer["error"]
+    assert child.outstanding == set()
+
+
 def test_freeing_leaves_no_process() -> None:
     async def main() -> None:
         with running_agent() as process:
