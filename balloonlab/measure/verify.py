@@ -261,8 +261,8 @@ def _check_contents(compared: Sequence[Checked], gone: Sequence[str]) -> Check:
     bad = [one for one in compared if one.mismatched_pages]
     if bad:
         pages = sum(one.mismatched_pages for one in bad)
-        what = f"{counted(pages * PAGE)} of {len(bad)} fills are not as they were written"
-        first = f"the first at byte {bad[0].first_mismatch} of its fill"
+        what = f"not as it was written: {counted(pages * PAGE)} in {len(bad)} of the fills"
+        first = f"the first at byte {bad[0].first_mismatch:,} of its fill"
         return Check(name=CONTENTS, outcome="fail", message=f"{what}, {first}; {told}")
     if gone or not compared:
         why = gone[0] if gone else "the guest holds nothing with known contents: call start()"

@@ -172,18 +172,18 @@ def check_dump(dump: Dump, places: Places) -> Check:
     """Say what was found."""
     told = f"{counted(dump.holes)} ({human(dump.holes)}) were holes, {counted(dump.data)} ({human(dump.data)}) were data"
     wrong = [
-        *_wrong(dump.not_zero, "were holes and are not zero in the dump", places),
-        *_wrong(dump.different, "were data and are something else in the dump", places),
-        *_wrong(dump.missing, "of guest RAM are not in the dump", places),
+        *_wrong("holes that are not zero in the dump", dump.not_zero, places),
+        *_wrong("data that is something else in the dump", dump.different, places),
+        *_wrong("guest RAM that the dump has not", dump.missing, places),
     ]
     if dump.lost:
-        wrong.append(f"{dump.lost:,} of {dump.known:,} pages with known contents are nowhere in guest memory")
+        wrong.append(f"pages with known contents that are nowhere: {dump.lost:,} of {dump.known:,}")
     if wrong:
         return Check(name=NAME, outcome="fail", message="; ".join([*wrong, told]))
     known = f", and all {dump.known:,} pages with known contents are there" if dump.known else ""
     return Check(name=NAME, outcome="pass", message=f"{told}: in the dump as in the file{known}")
 
 
-def _wrong(found: Sequence[Span], what: str, places: Places) -> Iterator[str]:
+def _wrong(what: str, found: Sequence[Span], places: Places) -> Iterator[str]:
     if found:
-        yield f"{counted(total(found))} {what}, the first at guest address {places.first(found)}"
+        yield f"{what}: {places.describe(found)}"

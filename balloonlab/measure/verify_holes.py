@@ -128,26 +128,18 @@ def judge_holes(looks: Sequence[Look], releases: Sequence[Release], places: Plac
 
 def check_holes(found: Holes, places: Places) -> Check:
     """Say what was found."""
-    what = f"{counted(found.vanished_bytes)} ({human(found.vanished_bytes)}) became holes between {found.looks} looks"
+    size = f"{counted(found.vanished_bytes)} ({human(found.vanished_bytes)})"
+    told = f"{size} became holes between {found.looks} looks"
     if found.unexplained:
-        return Check(name=NAME, outcome="fail", message=f"{_first(found.unexplained, places)}; {what}")
+        return Check(name=NAME, outcome="fail", message=f"{_unexplained(found.unexplained, places)}; {told}")
     if not found.vanished_bytes:
-        return Check(
-            name=NAME,
-            outcome="skip",
-            message=f"no page became a hole between {found.looks} looks: free some memory",
-        )
-    return Check(
-        name=NAME,
-        outcome="pass",
-        message=f"{what}, all of them in what {found.releases:,} releases of the trace name",
-    )
+        return Check(name=NAME, outcome="skip", message=f"nothing to prove: {told}")
+    explained = f"all of them in what {found.releases:,} releases of the trace name"
+    return Check(name=NAME, outcome="pass", message=f"{told}, {explained}")
 
 
-def _first(unexplained: Sequence[Unexplained], places: Places) -> str:
-    first = unexplained[0]
-    size = sum(total(one.places) for one in unexplained)
-    return (
-        f"{counted(size)} ({human(size)}) became holes and no release in the device's trace names them: "
-        f"the first is guest address {places.first(first.places)}, between the looks {first.earlier!r} and {first.later!r}"
-    )
+def _unexplained(found: Sequence[Unexplained], places: Places) -> str:
+    """Describe all of it, and between which looks it was seen first."""
+    all_of_it = places.describe(merge(span for one in found for span in one.places))
+    moment = f"first seen between the looks {found[0].earlier!r} and {found[0].later!r}"
+    return f"holes that no release in the device's trace names: {all_of_it}; {moment}"

@@ -154,10 +154,8 @@ def check_pages(pages: Pages, places: Places) -> Check:
         f"holes: {_holes(pages)}"
     )
     if pages.lost:
-        size = total(pages.lost)
-        what = f"{counted(size)} ({human(size)}) that the guest has in use and has written are holes"
-        first = f"the first is guest address {places.first(pages.lost)}"
-        return Check(name=NAME, outcome="fail", message=f"{what}: {first}; {told}")
+        what = f"holes that the guest has in use and has written: {places.describe(pages.lost)}"
+        return Check(name=NAME, outcome="fail", message=f"{what}; {told}")
     if pages.is_restless or not pages.judged:
         return Check(name=NAME, outcome="skip", message=f"the guest is too restless to be judged: {told}")
     return Check(name=NAME, outcome="pass", message=told)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from balloonlab.sizes import human
 from hostdev.pages import Span, merge
 from qmp_glue.ram import Section
 
@@ -89,10 +90,11 @@ class Places:
             for part in _intersections(wanted, [Span(_place(section), section.length)])
         )
 
-    def first(self, places: Iterable[Span]) -> str:
-        """Return the first guest address of places, as people read it."""
-        found = self.addresses(places)
-        return f"{found[0].start:#x}" if found else "none that the guest sees"
+    def describe(self, places: Sequence[Span]) -> str:
+        """Return how much these places are and where the first is, by guest address."""
+        size, found = total(places), self.addresses(places)
+        where = f"guest address {found[0].start:#x}" if found else "no address that the guest sees"
+        return f"{counted(size)} ({human(size)}), the first at {where}"
 
 
 def in_file(number: int, extents: Iterable[tuple[int, int]]) -> list[Span]:
