@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from balloonlab.device import DeviceProcess
+from balloonlab.device import PROGRAM, DeviceProcess
 from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError, GuestSetupError, UsageError
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
@@ -46,6 +46,7 @@ class Setup:
     """What to boot, and with which balloon. balloon: ours, QEMU's own, or none.
 
     plugged: False for our balloon to come later, by qmp_glue.hotplug; the device runs from the start.
+    program: what Python runs as our device.
     """
 
     qemu: Qemu
@@ -62,6 +63,7 @@ class Setup:
     control: bool = False
     append: tuple[str, ...] = ()
     extra: tuple[str, ...] = field(default=())
+    program: tuple[str, ...] = PROGRAM
 
 
 class Rig:
@@ -79,6 +81,7 @@ class Rig:
             features=setup.features,
             trace=setup.trace,
             control=setup.control,
+            program=setup.program,
         )
         self.console = folder / "console.log"
         self._qemu_log = folder / "qemu.log"
