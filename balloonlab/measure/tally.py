@@ -85,7 +85,9 @@ def _of_free(phases: Phases, samples: list[Sample]) -> Figures:
         return {"returned_bytes": None, "t50_seconds": None, "t90_seconds": None}
     end = freed.begin + freed.seconds
     before = _at(samples, freed)
-    times = {name: seconds_to(samples, phases.freed, end, share) for name, share in (("t50", 0.5), ("t90", 0.9))}
+    times = {
+        name: seconds_to(samples, phases.freed, end, share) for name, share in (("t50", 0.5), ("t90", 0.9))
+    }
     return {
         "returned_bytes": before - freed.end_bytes,
         **{f"{name}_seconds": value for name, value in times.items()},
@@ -120,7 +122,7 @@ def of_meter(meter: Meter) -> Figures:
     return {
         "reports": len(seconds),
         "released_bytes": meter.latencies.released_bytes,
-        "refault_bytes": meter.refault_bytes,
+        "refault_bytes": meter.refaults.bytes,
         "release_p50_seconds": quantile(seconds, 0.5),
         "release_p99_seconds": quantile(seconds, 0.99),
         "release_most_seconds": quantile(seconds, 1.0),
