@@ -1,0 +1,97 @@
+"""The device at a socket of its own, beside no QEMU: for a suite that brings its own front end.
+
+device.py is the one beside a QEMU of ours. The fixture balloon_device hands this out.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from balloonlab.device import END_SECONDS, START_SECONDS, Counters, parse_counters
+from balloonlab.errors import DeviceError
+from balloonlab.measure.scenario import DeviceSpec
+from balloonlab.testing.logs import HasLogs
+from qmp_glue.parent import die_with_parent
+
+POLL_SECONDS = 0.005
+
+
+class BalloonDevice(HasLogs):
+    """A running vhost-user-balloon. start() first, close() last; end a QEMU before that, which does not survive it."""
+
+    def __init__(self, spec: DeviceSpec, folder: Path) -> None:
+        """folder: where its socket, log and counters go."""
+        self.folder = folder
+        self.socket_path = folder / "balloon.sock"
+        self.control_path = folder / "control"
+        self._metrics_file = folder / "balloon.prom"
+        self._log_file = folder / "device.log"
+        self._argv = [
+            *(sys.executable, "-m", "hostdev.cli"),
+            f"--socket-path={self.socket_path}",
+            f"--control={self.control_path}",
+            f"--metrics-file={self._metrics_file}",
+            f"--discard={spec.discard}",
+            f"--features={spec.features}",
+            "--on-term=now",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it listens. Raises DeviceError."""
+        with self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509
+                process_group=0,  # Ctrl-C is for us: it ends with the test
+            )
+        end = time.monotonic() + START_SECONDS
+        while not self.socket_path.is_socket():
+            if self.returncode is not None or time.monotonic() > end:
+                raise self._error()
+            time.sleep(POLL_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """The keeper's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+    def _error(self) -> DeviceError:
+        how = "does not listen" if self.returncode is None else f"ended with status {self.returncode}"
+        said = "\n  ".join(self.log_text().splitlines()[-5:]) or "(it wrote nothing)"
+        return DeviceError(f"the device {how}; put right what its last lines name:\n  {said}")
+
+    def counters(self) -> Counters:
+        """Return its counters, half a second old at most; all are 0 before the first front end."""
+        try:
+            return parse_counters(self._metrics_file.read_text())
+        except FileNotFoundError:
+            return Counters()
+
+    def log_text(self) -> str:
+        """Return what it wrote so far."""
+        return self._log_file.read_text(errors="replace")
+
+    def close(self) -> None:
+        """End it, in order if it does so within END_SECONDS."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        finally:
+            self._process.wait()
