@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
@@ -25,6 +25,8 @@ MARKER = "balloon"
 DEFAULTS = ("kernel", "memory", "accelerator")
 # Where a test suite must not pass by skipping.
 CI = "CI"
+
+Value = TypeVar("Value")
 
 # Folders of what was begun for the test that runs: a guest that did not come up is in no fixture's value.
 _begun = pytest.StashKey[list[Path]]()
@@ -77,12 +79,10 @@ def balloon_vm_factory(pytestconfig: pytest.Config, tmp_path_factory: pytest.Tem
 
     @contextlib.contextmanager
     def boot(**words: object) -> Iterator[BalloonVm]:
-        with _plainly():
-            setup = preparations.setup(wanted({**_defaults(pytestconfig), **words}))
+        setup = _plainly(lambda: preparations.setup(wanted({**_defaults(pytestconfig), **words})))
         vm = BalloonVm(setup, _folder(pytestconfig, tmp_path_factory))
         try:
-            with _plainly():
-                vm.boot()
+            _plainly(vm.boot)
             yield vm
         finally:
             vm.close()
@@ -109,12 +109,10 @@ def balloon_device(
     from balloonlab.testing.device import BalloonDevice  # noqa: PLC0415
     from balloonlab.testing.wanted import wanted  # noqa: PLC0415
 
-    with _plainly():
-        spec = wanted(_marked(request.node)).device
+    spec = _plainly(lambda: wanted(_marked(request.node)).device)
     device = BalloonDevice(spec, _folder(request.config, tmp_path_factory))
     try:
-        with _plainly():
-            device.start()
+        _plainly(device.start)
         yield device
     finally:
         device.close()
@@ -142,20 +140,23 @@ def _folder(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """Turn what is expected into its message: a skip where this machine lacks something, else a failure."""
+def _plainly(work: Callable[[], Value]) -> Value:
+    """Do something whose expected errors are their message: a skip where this machine lacks something, else a failure.
+
+    Said after the error was handled, or pytest would print it as the cause of what is said.
+    """
     from balloonlab.errors import EXPECTED  # noqa: PLC0415
     from balloonlab.testing.wanted import is_unmet  # noqa: PLC0415
 
     try:
-        yield
+        return work()
     except EXPECTED as error:
-        if not is_unmet(error):
-            pytest.fail(str(error), pytrace=False)
-        if os.environ.get(CI) == "true":
-            pytest.fail(f"CI must have what this test needs: {error}", pytrace=False)
-        pytest.skip(str(error))
+        expected = error
+    if not is_unmet(expected):
+        pytest.fail(str(expected), pytrace=False)
+    if os.environ.get(CI) == "true":
+        pytest.fail(f"CI must have what this test needs: {expected}", pytrace=False)
+    pytest.skip(str(expected))
 
 
 # Logs of what failed

@@ -5,8 +5,11 @@ device.py is the one beside a QEMU of ours. The fixture balloon_device hands thi
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,19 +17,29 @@ from balloonlab.device import END_SECONDS, START_SECONDS, Counters, parse_counte
 from balloonlab.errors import DeviceError
 from balloonlab.measure.scenario import DeviceSpec
 from balloonlab.testing.logs import HasLogs
+from hostdev.listening import MAX_SOCKET_PATH
 from qmp_glue.parent import die_with_parent
 
 POLL_SECONDS = 0.005
+_SOCKET = "balloon.sock"
+# __SO_ACCEPTCON (linux/net.h): of the flags in /proc/net/unix, the fourth of eight fields; the path is the last.
+_LISTENS = 0x10000
+_FLAGS, _PATH, _FIELDS = 3, 7, 8
 
 
 class BalloonDevice(HasLogs):
     """A running vhost-user-balloon. start() first, close() last; end a QEMU before that, which does not survive it."""
 
     def __init__(self, spec: DeviceSpec, folder: Path) -> None:
-        """folder: where its socket, log and counters go."""
+        """folder: where its log and counters go, and its sockets where their paths have room."""
         self.folder = folder
-        self.socket_path = folder / "balloon.sock"
-        self.control_path = folder / "control"
+        self._short: tempfile.TemporaryDirectory[str] | None = None
+        sockets = folder
+        if len(os.fsencode(folder / _SOCKET)) > MAX_SOCKET_PATH:
+            self._short = tempfile.TemporaryDirectory(prefix="balloon-")
+            sockets = Path(self._short.name)
+        self.socket_path = sockets / _SOCKET
+        self.control_path = sockets / "control"
         self._metrics_file = folder / "balloon.prom"
         self._log_file = folder / "device.log"
         self._argv = [
@@ -48,11 +61,11 @@ class BalloonDevice(HasLogs):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
                 process_group=0,  # Ctrl-C is for us: it ends with the test
             )
         end = time.monotonic() + START_SECONDS
-        while not self.socket_path.is_socket():
+        while not _listens(self.socket_path):
             if self.returncode is not None or time.monotonic() > end:
                 raise self._error()
             time.sleep(POLL_SECONDS)
@@ -86,12 +99,27 @@ class BalloonDevice(HasLogs):
 
     def close(self) -> None:
         """End it, in order if it does so within END_SECONDS."""
-        if self._process is None:
-            return
-        self._process.terminate()
         try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            if self._process is not None:
+                _end(self._process)
         finally:
-            self._process.wait()
+            if self._short is not None:
+                self._short.cleanup()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody listens at a path, without connecting, which only one front end at a time may."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    flags = [line[_FLAGS] for line in lines if len(line) == _FIELDS and line[_PATH] == str(path)]
+    return any(int(flag, 16) & _LISTENS for flag in flags)
