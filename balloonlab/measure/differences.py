@@ -1,0 +1,186 @@
+"""What is different between two reports: each figure with its interval and a verdict, and what else is not the same.
+
+Pure; compare.py reads the reports and shows this. A figure is worse if the interval of its shift leaves 0 out, and the
+shift is more than the figure's own noise and more than the threshold, a share of the old median. With one run on a side
+there is no interval, and noise and threshold decide alone; with too few for the confidence asked for, the widest interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+
+from balloonlab.errors import UsageError
+from balloonlab.measure.figures import FIGURES, Figure, find_figure
+from balloonlab.measure.report import Report, Run, Spread
+from balloonlab.measure.scenario import Arm, Scenario
+from balloonlab.measure.statistics import Shift, shift, spread
+
+SCHEMA = 1
+# changed: of a figure of which neither way is better. no-confidence: far apart, but the runs differ as much among themselves.
+Verdict: TypeAlias = Literal["better", "worse", "same", "changed", "no-confidence", "not-measured"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a difference must be over. threshold: a share of the old median. confidence: above 0 and below 1."""
+
+    threshold: float = 0.05
+    confidence: float = 0.95
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure, in its own unit. confidence: of low to high; None, as these, with one run on a side."""
+
+    figure: str
+    verdict: Verdict
+    old: Spread | None
+    new: Spread | None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two reports of one arm. failures: what makes NEW worse whatever the figures say. conditions: what else differs.
+
+    regressed: a figure is worse, or there is a failure.
+    """
+
+    schema: int
+    regressed: bool
+    arm: Arm
+    threshold: float
+    confidence: float
+    failures: list[str]
+    conditions: list[str]
+    figures: list[Difference]
+
+
+def compare(old: Report, new: Report, arm: Arm, named: Sequence[str], bar: Bar) -> Comparison:
+    """Compare two reports. named: full names of figures, which must have been measured; none: all that were.
+
+    Raises UsageError where OLD has nothing to compare with.
+    """
+    before, after = _measured(old, arm), _measured(new, arm)
+    if not before:
+        raise UsageError(f"OLD has no run of arm {arm} that was measured to its end: name one that has")
+    names = named or [figure.name for figure in FIGURES]
+    found = [_difference(name, _values(before, name), _values(after, name), bar) for name in names]
+    failures = [*_endings(new, arm), *_missing(found, named)]
+    shown = [one for one in found if named or one.old is not None or one.new is not None]
+    return Comparison(
+        schema=SCHEMA,
+        regressed=bool(failures) or any(one.verdict == "worse" for one in shown),
+        arm=arm,
+        threshold=bar.threshold,
+        confidence=bar.confidence,
+        failures=failures,
+        conditions=conditions(old, new),
+        figures=shown,
+    )
+
+
+def _measured(report: Report, arm: Arm) -> list[Run]:
+    return [run for run in report.runs if run.arm == arm and run.ending == "measured"]
+
+
+def _values(runs: Sequence[Run], name: str) -> list[float]:
+    return [value for run in runs if (value := run.figures.get(name)) is not None]
+
+
+def _endings(report: Report, arm: Arm) -> list[str]:
+    return [
+        f"run {run.number} of NEW ended {run.ending}" + (f": {run.why}" if run.why else "")
+        for run in report.runs
+        if run.arm == arm and run.ending != "measured"
+    ]
+
+
+def _missing(found: Sequence[Difference], named: Sequence[str]) -> list[str]:
+    """Return which of the figures that were asked for NEW lacks. Raises UsageError for one that OLD lacks."""
+    asked = [one for one in found if one.figure in named]
+    for one in asked:
+        if one.old is None:
+            raise UsageError(f"OLD has no {one.figure}, it was not measured there: compare another figure")
+    return [f"{one.figure} was measured in OLD, and not in NEW" for one in asked if one.new is None]
+
+
+def _difference(name: str, old: Sequence[float], new: Sequence[float], bar: Bar) -> Difference:
+    before, after = (spread(values) if values else None for values in (old, new))
+    if before is None or after is None:
+        return Difference(figure=name, verdict="not-measured", old=before, new=after)
+    found = shift(old, new, bar.confidence)
+    interval = found.interval
+    return Difference(
+        figure=name,
+        verdict=verdict(find_figure(name), found, before.median, bar.threshold),
+        old=before,
+        new=after,
+        difference=found.estimate,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        confidence=interval.confidence if interval else None,
+    )
+
+
+def verdict(figure: Figure, found: Shift, old: float, threshold: float) -> Verdict:
+    """Return what a shift of a figure from its old median says."""
+    if abs(found.estimate) <= max(figure.noise, threshold * abs(old)):
+        return "same"
+    if found.interval is not None and found.interval.low <= 0 <= found.interval.high:
+        return "no-confidence"
+    if figure.better == "neither":
+        return "changed"
+    return "worse" if (found.estimate > 0) == (figure.better == "less") else "better"
+
+
+def scenarios_differ(old: Scenario, new: Scenario) -> list[str]:
+    """Return what two scenarios have different that changes what is measured: not kernel, budgets, name or folders."""
+    return list(_differing(msgspec.to_builtins(_bare(old)), msgspec.to_builtins(_bare(new)), ""))
+
+
+def _bare(scenario: Scenario) -> Scenario:
+    files = {inside: Path(outside).name for inside, outside in scenario.guest.files.items()}
+    guest = replace(scenario.guest, kernel="", flavour="", modules=None, files=files)
+    return replace(scenario, name="", budgets=(), guest=guest)
+
+
+def conditions(old: Report, new: Report) -> list[str]:
+    """Return what else than the scenario is not the same: kernel, QEMU, our version, the machine."""
+    return list(_differing(_conditions(old), _conditions(new), ""))
+
+
+def _conditions(report: Report) -> dict[str, Any]:
+    environment = report.environment
+    return {
+        "kernel": report.kernel,
+        "qemu": report.qemu,
+        "accelerator": report.accelerator,
+        "vhost-user-balloon": environment.get("versions", {}).get("vhost-user-balloon"),
+        "host": environment.get("host"),
+    }
+
+
+def _differing(old: Any, new: Any, path: str) -> Iterator[str]:  # noqa: ANN401  (any value that JSON has)
+    """Yield each place where two values are different, with both."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True), 1):
+            yield from _differing(one, other, f"{path}[{number}]")
+    elif old != new:
+        yield f"{path}: {_text(old)} in OLD, {_text(new)} in NEW"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"{len(value)} of them"
+    return "nothing" if value is None or value == "" else str(value)
