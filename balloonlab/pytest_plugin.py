@@ -79,8 +79,9 @@ def balloon_vm_factory(pytestconfig: pytest.Config, tmp_path_factory: pytest.Tem
 
     @contextlib.contextmanager
     def boot(**words: object) -> Iterator[BalloonVm]:
-        setup = _plainly(lambda: preparations.setup(wanted({**_defaults(pytestconfig), **words})))
-        vm = BalloonVm(setup, _folder(pytestconfig, tmp_path_factory))
+        guest = _plainly(lambda: wanted({**_defaults(pytestconfig), **words}))
+        setup = _plainly(lambda: preparations.setup(guest))
+        vm = BalloonVm(setup, _folder(pytestconfig, tmp_path_factory), guest.guest)
         try:
             _plainly(vm.boot)
             yield vm

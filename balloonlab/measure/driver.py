@@ -32,7 +32,9 @@ def judge(text: str) -> str | None:
         return "the guest sees no balloon: does its kernel have the bus that the device is on?"
     status, features = int(words[0], 16), words[1]
     if not status & _DRIVER_OK:
-        return "no driver serves the guest's balloon: virtio_balloon was not loaded, or failed; see console.log"
+        return (
+            "no driver serves the guest's balloon: virtio_balloon was not loaded, or failed; see console.log"
+        )
     if features[Feature.REPORTING.bit_length() - 1] != "1":
         return (
             "the guest's driver does not report free pages: a kernel before 5.7, or one that initialises or poisons "

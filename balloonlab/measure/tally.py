@@ -85,7 +85,9 @@ def _of_free(phases: Phases, samples: list[Sample]) -> Figures:
         return {"returned_bytes": None, "t50_seconds": None, "t90_seconds": None}
     end = freed.begin + freed.seconds
     before = _at(samples, freed)
-    times = {name: seconds_to(samples, phases.freed, end, share) for name, share in (("t50", 0.5), ("t90", 0.9))}
+    times = {
+        name: seconds_to(samples, phases.freed, end, share) for name, share in (("t50", 0.5), ("t90", 0.9))
+    }
     return {
         "returned_bytes": before - freed.end_bytes,
         **{f"{name}_seconds": value for name, value in times.items()},

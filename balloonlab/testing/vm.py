@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from balloonlab.device import Counters
+from balloonlab.measure.guest_setup import check_knobs
+from balloonlab.measure.scenario import GuestSpec
 from balloonlab.rig import Rig, Setup
 from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human, parse_size
@@ -42,9 +44,10 @@ class BalloonVm(HasLogs):
     Every call raises what explains it if device, QEMU or guest have ended: DeviceError, QemuExitedError, GuestEndedError.
     """
 
-    def __init__(self, setup: Setup, folder: Path) -> None:
-        """folder: where console, QEMU's and the device's logs go."""
+    def __init__(self, setup: Setup, folder: Path, spec: GuestSpec | None = None) -> None:
+        """folder: where console, QEMU's and the device's logs go. spec: the kernel's parameters that it must have taken."""
         self.folder = folder
+        self._spec = spec or GuestSpec()
         self.rig = Rig(setup, folder)
         self.boot_seconds = 0.0
         self._loop = LoopThread()
@@ -58,6 +61,7 @@ class BalloonVm(HasLogs):
     async def _boot(self) -> None:
         await self.rig.__aenter__()
         await self.rig.boot()
+        await check_knobs(self.rig.agent, self._spec)
 
     def close(self) -> None:
         """End everything that was started, whatever state it is in."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from balloonlab.errors import EXPECTED, UsageError, exit_status
-from balloonlab.measure.scenario import ARMS, Arm, DeviceSpec, GuestSpec
+from balloonlab.measure.guest_setup import for_arm, prepare
+from balloonlab.measure.scenario import ARMS, Arm, DeviceSpec, GuestSpec, Scenario
+from balloonlab.measure.scenario_check import check
 from balloonlab.rig import Setup
-from balloonlab.setup import GuestOptions, prepare
 from balloonlab.sizes import parse_size
 from hostdev.errors import EXIT_UNSUPPORTED
 from qmp_glue.errors import DebianError
@@ -26,12 +27,6 @@ _DEVICE = DeviceSpec.__struct_fields__
 WORDS = ("arm", *_GUEST, *_DEVICE)
 
 Spec = TypeVar("Spec", GuestSpec, DeviceSpec)
-
-_BALLOON: Mapping[Arm, Literal["vhost-user", "built-in", "none"]] = {
-    "ours": "vhost-user",
-    "qemu": "built-in",
-    "off": "none",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,9 @@ def wanted(words: Mapping[str, object]) -> Wanted:
     arm = words.get("arm", "ours")
     if arm not in ARMS:
         raise UsageError(f"arm={arm!r} is not known: choose one of {', '.join(ARMS)}")
-    return Wanted(_specify(GuestSpec, _GUEST, words), _specify(DeviceSpec, _DEVICE, words), arm)
+    guest, device = _specify(GuestSpec, _GUEST, words), _specify(DeviceSpec, _DEVICE, words)
+    check(Scenario(name="pytest", guest=guest, device=device))
+    return Wanted(guest, device, arm)
 
 
 def _specify(kind: type[Spec], names: tuple[str, ...], words: Mapping[str, object]) -> Spec:
@@ -92,13 +89,5 @@ class Preparations:
 
 
 def _setup(guest: Wanted, progress: Callable[[str], None]) -> Setup:
-    spec, device = guest.guest, guest.device
-    options = GuestOptions(
-        suite=spec.kernel,
-        memory_bytes=spec.memory,
-        cpus=spec.cpus,
-        accelerator=spec.accelerator,
-        append=tuple(spec.command_line.split()),
-    )
-    setup = prepare(options, discard=device.discard, features=device.features, progress=progress)
-    return replace(setup, balloon=_BALLOON[guest.arm])
+    setup = for_arm(prepare(guest.guest, guest.device, progress=progress), guest.arm)
+    return replace(setup, trace=False)  # what a trace is read for is measured by balloonlab measure

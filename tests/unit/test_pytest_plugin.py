@@ -285,7 +285,7 @@ def test_a_kernel_that_cannot_be_fetched_is_a_skip(
     [
         ("kernal='forky'", "*a guest has no 'kernal': did you mean kernel?*"),
         ("memory='much'", "*'much' is no size*"),
-        ("memory='1M'", "*128M or more*"),
+        ("memory='1M'", "guest.memory is 1.0 MiB: give 128 MiB or more*"),
         ("cpus='two'", "*Expected `int`, got `str`*cpus*"),
         ("arm='theirs'", "*choose one of ours, qemu, off*"),
         ("'1G'", "*takes words only*"),
@@ -322,7 +322,7 @@ def test_an_option_is_a_default_and_the_closer_marker_is_right(
         test_unmarked="def test_the_option_s(balloon_vm): pass",
     )
     text = inner("--balloon-memory=4M").stdout.str()
-    assert [text.count(f"--memory {size}.0 MiB is too little") for size in (2, 3, 4)] == [1, 1, 1]
+    assert [text.count(f"guest.memory is {size}.0 MiB") for size in (2, 3, 4)] == [1, 1, 1]
 
 
 def test_the_environment_of_these_tests_is_what_they_think(inner: Run, surroundings: pytest.Pytester) -> None:
