@@ -32,6 +32,9 @@ END_SECONDS = 5.0
 START_SECONDS = 10.0
 CONTROL_POLL_SECONDS = 0.01
 
+# What Python is to run: the device that is installed. Tests run others, which do something wrong.
+PROGRAM = ("-m", "hostdev.cli")
+
 _SAMPLE = re.compile(rf"^{PREFIX}_(\w+?)(?:\{{(.*)\}})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -96,12 +99,15 @@ class DeviceProcess:
         control: bool = False,
         options: Sequence[str] = (),
         name: str = "device",
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         """folder: where its log, counters, trace and control socket go. discard, features: its options of that name.
 
-        options: further ones, as they stand on its command line.
+        options: further ones, as they stand on its command line. program: what Python runs, with these options.
         """
+        self._program = program
         self.control_path = folder / f"{name}.qmp"
+        self.trace_file = folder / f"{name}.trace"
         self._metrics_file = folder / f".{name}.prom"
         self._log_file = folder / f"{name}.log"
         self._options = [
@@ -111,7 +117,7 @@ class DeviceProcess:
             *options,
         ]
         if trace:
-            self._options.append(f"--trace={folder / f'{name}.trace'}")
+            self._options.append(f"--trace={self.trace_file}")
         if control:
             self._options.append(f"--control={self.control_path}")
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,7 +138,7 @@ class DeviceProcess:
 
     def argv(self, number: int) -> list[str]:
         """The command line, for a connection with this descriptor number."""
-        return [sys.executable, "-m", "hostdev.cli", f"--fd={number}", *self._options]
+        return [sys.executable, *self._program, f"--fd={number}", *self._options]
 
     @property
     def pid(self) -> int:

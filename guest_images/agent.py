@@ -18,6 +18,7 @@ Answers come in the order in which they are ready. `{"hello": ...}` is sent each
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import json
 import mmap
@@ -27,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 
 # Type checkers take this name as true; importing it from `typing` would cost every boot of a guest that module.
 TYPE_CHECKING = False
@@ -46,9 +48,16 @@ MAX_OUTPUT = 256 << 10
 MAX_CHILDREN = 64
 # Answers waiting for a host that does not read; beyond it requests are left in the port.
 MAX_BACKLOG = 4 << 20
-# The pattern of a fill. Two pages of one fill are equal only after BLOCK / STEP blocks, 16 GiB.
+# The pattern of a fill. No two pages of one fill are equal up to a page / STEP blocks, 64 MiB; beyond, page k of block i
+# is page k + 1 of the block that is so many before it.
 BLOCK = 1 << 20
 STEP = 64
+# Page frames whose flags one answer has: 1 MiB of them, which are 1.4 MB of an answer where they do not compress at all.
+MAX_PAGE_FLAGS = 1 << 17
+PAGE_FLAGS = "/proc/kpageflags"
+PAGE_FLAGS_BYTES = 8
+# Read at once; a multiple of PAGE_FLAGS_BYTES. The more, the more of the memory that is looked at is used by looking.
+FLAGS_READ = 1 << 16
 PORT_DEADLINE_S = 30.0
 RUN_DEADLINE_S = 60.0
 # The interval at which a port without a host is looked at: poll() reports its hang-up without end.
@@ -232,6 +241,31 @@ def read(request: Message) -> str:
     return read_file(str(request["path"]))
 
 
+def page_flags(request: Message) -> Message:
+    """Return what /proc/kpageflags says of `count` page frames from `first` on; fewer where the file ends.
+
+    Eight bytes each, little-endian, deflated and in base64. Compressed as it is read: the pages that this uses itself
+    are few.
+    """
+    first, count = int(request["first"]), int(request["count"])
+    if first < 0 or not 0 < count <= MAX_PAGE_FLAGS:
+        raise AgentError(f"page_flags needs first >= 0 and count from 1 to {MAX_PAGE_FLAGS}")
+    packer, packed = zlib.compressobj(1), []
+    descriptor = os.open(PAGE_FLAGS, os.O_RDONLY)
+    try:
+        at, end = first * PAGE_FLAGS_BYTES, (first + count) * PAGE_FLAGS_BYTES
+        while at < end and (part := os.pread(descriptor, min(FLAGS_READ, end - at), at)):
+            packed.append(packer.compress(part))
+            at += len(part)
+    finally:
+        os.close(descriptor)
+    packed.append(packer.flush())
+    return {
+        "count": at // PAGE_FLAGS_BYTES - first,
+        "flags": binascii.b2a_base64(b"".join(packed), newline=False).decode(),
+    }
+
+
 def run(request: Message) -> Message:
     """Run `argv` or a shell `line`; the whole process group ends at `deadline` seconds."""
     argv = [str(word) for word in request.get("argv") or ["/bin/sh", "-c", request["line"]]]
@@ -285,6 +319,7 @@ FORKED: dict[str, Callable[[Message], Any]] = {
     "run": run,
     "write": write,
     "drop_caches": drop_caches,
+    "page_flags": page_flags,
     "dmesg": lambda request: run({**request, "argv": ["dmesg"]})["stdout"],
 }
 
@@ -472,9 +507,13 @@ class Agent:
         """Pass a request on to the child that holds its handle; it is served after the fill has ended."""
         handle = request.get("handle")
         child = next((c for c in self.children.values() if c.handle is not None and c.handle == handle), None)
+        gone = f"no fill has the handle {handle}: it was freed, or its process was killed"
         if child is None:
-            raise AgentError(f"no fill has the handle {handle}: it was freed, or its process was killed")
-        child.channel.sendall(json.dumps(request).encode() + b"\n")
+            raise AgentError(gone)
+        try:
+            child.channel.sendall(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError as error:  # its end has not been seen yet
+            raise AgentError(gone) from error
         child.outstanding.add(request["id"])
         if request["call"] == "free":
             child.handle, child.freeing = None, request["id"]

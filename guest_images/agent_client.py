@@ -11,9 +11,13 @@ behind its virtio-serial port. `balloonlab` and tests use it:
 from __future__ import annotations
 
 import asyncio
+import binascii
 import contextlib
 import secrets
 import socket
+import sys
+import zlib
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -46,6 +50,8 @@ HELLO_DEADLINE_S = 120.0
 # A fill writes some 500 MB/s under TCG; on a machine that is ten times slower 8 GiB still end in time.
 FILL_DEADLINE_S = 180.0
 RUN_DEADLINE_S = 60.0
+# Flags of 512 MiB's page frames take an emulated guest half a second.
+PAGE_FLAGS_DEADLINE_S = 60.0
 
 Answer = TypeVar("Answer")
 FillKind = Literal["anonymous", "tmpfs"]
@@ -89,6 +95,14 @@ class Checked:
     first_mismatch: int | None
 
 
+@dataclass(frozen=True)
+class _PageFlags:
+    """Flags of page frames as they travel: deflated, in base64."""
+
+    count: int
+    flags: str
+
+
 class _Line(msgspec.Struct):
     """What the agent sends: an answer, or its greeting."""
 
@@ -96,6 +110,21 @@ class _Line(msgspec.Struct):
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: str | None = None
     hello: str | None = None
+
+
+def unpack_page_flags(text: str, count: int) -> array[int]:
+    """Return the flags of count page frames out of an answer. Raises AgentGarbageError if it has not so many."""
+    flags = array("Q")
+    try:
+        unpacker = zlib.decompressobj()
+        flags.frombytes(unpacker.decompress(binascii.a2b_base64(text), count * flags.itemsize + 1))
+    except (ValueError, zlib.error) as error:  # binascii.Error is a ValueError
+        raise AgentGarbageError(f"page flags are malformed ({error}): rebuild the guest") from error
+    if len(flags) != count:
+        raise AgentGarbageError(f"flags of {len(flags)} pages where {count} were said: rebuild the guest")
+    if sys.byteorder == "big":
+        flags.byteswap()
+    return flags
 
 
 class AgentClient:
@@ -274,6 +303,16 @@ class AgentClient:
     async def write(self, path: str, text: str, *, deadline: float = CALL_DEADLINE_S) -> None:
         """Write a /proc or /sys file."""
         await self._call("write", object, deadline, {"path": path, "text": text})
+
+    async def page_flags(
+        self, first: int, count: int, *, deadline: float = PAGE_FLAGS_DEADLINE_S
+    ) -> array[int]:
+        """Return what /proc/kpageflags says of count page frames from number first on; fewer where that file ends.
+
+        The bits are those of Linux' uapi/linux/kernel-page-flags.h. count: agent.MAX_PAGE_FLAGS at most.
+        """
+        packed = await self._call("page_flags", _PageFlags, deadline, {"first": first, "count": count})
+        return unpack_page_flags(packed.flags, packed.count)
 
     async def run(self, command: str | Sequence[str], *, deadline: float = RUN_DEADLINE_S) -> Ran:
         """Run a shell line, or a program with its arguments; the agent kills it at the deadline."""

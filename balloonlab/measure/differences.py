@@ -107,7 +107,7 @@ def compare(old: Report, new: Report, arm: Arm, named: Sequence[str], bar: Bar) 
 
 
 def _measured(report: Report, arm: Arm) -> list[Run]:
-    return [run for run in report.runs if run.arm == arm and run.ending == "measured"]
+    return [run for run in report.runs if run.arm == arm and run.counted and run.ending == "measured"]
 
 
 def _values(runs: Sequence[Run], name: str) -> list[float]:

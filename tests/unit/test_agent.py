@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+from array import array
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,18 @@ def test_the_pattern_is_the_rotated_block_that_anyone_can_compute() -> None:
     assert bytes(pattern.piece(0, agent.BLOCK)) == block
     shifted = bytes(pattern.piece(3 * agent.BLOCK, 100))
     assert shifted == block[3 * agent.STEP : 3 * agent.STEP + 100]
+
+
+def test_pages_of_a_fill_are_all_different_up_to_64_mib() -> None:
+    pattern = agent.Pattern(1)
+    blocks = 4096 // agent.STEP
+    pages = {
+        bytes(pattern.piece(offset, size)[at : at + 64])
+        for offset, size in agent.blocks(blocks * agent.BLOCK)
+        for at in range(0, size, 4096)
+    }
+    assert len(pages) == blocks * agent.BLOCK // 4096
+    assert bytes(pattern.piece(blocks * agent.BLOCK, 64)) in pages
 
 
 @pytest.mark.parametrize("kind", ["anonymous", "tmpfs"])
@@ -122,6 +135,34 @@ def test_files_are_read_and_written(tmp_path: Path) -> None:
     with_client(work)
 
 
+def test_page_flags_are_those_of_the_file_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = array("Q", (number << 32 | number % 7 for number in range(3 * agent.FLAGS_READ // 16)))
+    file = tmp_path / "kpageflags"
+    file.write_bytes(expected.tobytes())
+    monkeypatch.setattr(agent, "PAGE_FLAGS", str(file))
+
+    async def work(client: AgentClient) -> None:
+        assert await client.page_flags(5, 1) == expected[5:6]
+        assert await client.page_flags(0, agent.FLAGS_READ // 8) == expected[: agent.FLAGS_READ // 8]
+        assert await client.page_flags(10, agent.MAX_PAGE_FLAGS) == expected[10:]
+        assert list(await client.page_flags(len(expected), 1)) == []
+
+    with_client(work)
+
+
+def test_an_answer_of_page_flags_fits_whatever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = hashlib.shake_256(b"noise").digest(agent.MAX_PAGE_FLAGS * agent.PAGE_FLAGS_BYTES)
+    (tmp_path / "kpageflags").write_bytes(noise)
+    monkeypatch.setattr(agent, "PAGE_FLAGS", str(tmp_path / "kpageflags"))
+
+    async def work(client: AgentClient) -> None:
+        assert (await client.page_flags(0, agent.MAX_PAGE_FLAGS)).tobytes() == noise
+
+    with_client(work)
+
+
 @pytest.mark.parametrize(
     ("call", "arguments", "message"),
     [
@@ -129,6 +170,9 @@ def test_files_are_read_and_written(tmp_path: Path) -> None:
         ("fill", {"kind": "disk", "bytes": 1, "seed": 0}, "fill needs"),
         ("fill", {"kind": "anonymous", "bytes": 0, "seed": 0}, "fill needs"),
         ("fill", {"kind": "anonymous", "bytes": 1 << 60, "seed": 0}, "Error"),
+        ("page_flags", {"first": 0, "count": 0}, "page_flags needs"),
+        ("page_flags", {"first": -1, "count": 1}, "page_flags needs"),
+        ("page_flags", {"first": 0, "count": agent.MAX_PAGE_FLAGS + 1}, "page_flags needs"),
         ("run", {}, "lacks 'line'"),
         ("write", {"path": "/x"}, "lacks 'text'"),
         ("free", {"handle": 99}, "no fill has the handle 99"),
@@ -172,6 +216,20 @@ def test_a_killed_child_is_an_error_and_not_the_agents_end() -> None:
                     await client.free(filled.handle)
 
     asyncio.run(main())
+
+
+def test_a_fill_whose_end_was_not_seen_yet_is_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    child = agent.Child(0, ours)
+    child.handle = 7
+    serving = agent.Agent(-1)
+    monkeypatch.setattr(serving, "children", {0: child})
+    with ours:
+        answer = json.loads(serving.hand_on({"id": 9, "call": "checksum", "handle": 7}))
+    assert answer["id"] == 9
+    assert "no fill has the handle 7" in answer["error"]
+    assert child.outstanding == set()
 
 
 def test_freeing_leaves_no_process() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 import json
 import socket
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from guest_images.agent_client import MAX_GARBAGE, MAX_LINE, AgentClient
+from guest_images.agent_client import MAX_GARBAGE, MAX_LINE, AgentClient, unpack_page_flags
 from guest_images.errors import AgentGarbageError, AgentGoneError, AgentRefusedError, AgentTimeoutError
 
 if TYPE_CHECKING:
@@ -129,6 +131,23 @@ def test_refusals_and_malformed_results_are_typed() -> None:
         assert isinstance(malformed, AgentGarbageError)
 
     against(peer, work)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("no base64", 1),
+        (binascii.b2a_base64(b"no deflate").decode(), 1),
+        (binascii.b2a_base64(zlib.compress(bytes(16))).decode(), 1),
+        (binascii.b2a_base64(zlib.compress(bytes(16))).decode(), 3),
+        (binascii.b2a_base64(zlib.compress(bytes(12))).decode(), 2),
+        (binascii.b2a_base64(zlib.compress(bytes(1 << 24))).decode(), 8),
+    ],
+    ids=["no base64", "no deflate", "too many", "too few", "half a page", "a bomb"],
+)
+def test_page_flags_that_are_none_are_garbage(text: str, count: int) -> None:
+    with pytest.raises(AgentGarbageError, match="rebuild the guest"):
+        unpack_page_flags(text, count)
 
 
 def test_no_agent_is_a_timeout() -> None:

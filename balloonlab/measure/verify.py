@@ -1,0 +1,270 @@
+"""--verify: proof, and not trust, that a run gave back what was free and nothing else.
+
+    verifier = Verifier(rig, folder)
+    await verifier.start()                     # after rig.boot(): holds memory with known contents from here on
+    await verifier.look("fill")                # at the end of each phase, and whenever
+    await verifier.compare(handle)             # before a fill is freed
+    checks = await verifier.conclude(handles)  # last of all, once every figure is taken
+
+Four proofs, each a Check; what each proves and what it does not is at the head of its module:
+
+    verify-holes       what became a hole was released, says the device's trace        verify_holes.py
+    verify-pageflags   no hole is a page that the guest has in use and has written     verify_pages.py
+    verify-contents    memory that the guest held has the contents that it wrote       here
+    verify-dump        QEMU sees what the file holds, and zeroes where it has holes     verify_dump.py
+
+Contents are compared where the memory is held no longer, and at the end, rather than again and again: what was lost stays
+lost, for nobody writes a fill twice. The order matters: comparing contents fills a hole that is in them, so it comes after the
+page flags; a dump fills all.
+
+The machine is paused twice, and goes on whatever happens. Nothing here raises for what the guest, QEMU or the device does
+wrong in conclude(): what could not be proved is a check that failed, and what there is no way to prove here one that is
+skipped. It measures nothing. runner.py is its user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from elftools.common.exceptions import ELFError
+
+from balloonlab.decode import read_trace
+from balloonlab.errors import LabError
+from balloonlab.fleet_options import available_bytes
+from balloonlab.measure.ranges import PAGE, Places, counted, subtract, total
+from balloonlab.measure.report import Check
+from balloonlab.measure.verify_dump import NAME as DUMP
+from balloonlab.measure.verify_dump import Comparison, Dump, Known, check_dump
+from balloonlab.measure.verify_holes import NAME as HOLES
+from balloonlab.measure.verify_holes import (
+    Look,
+    between,
+    check_holes,
+    is_full,
+    judge_holes,
+    read_releases,
+    take_look,
+    trace_length,
+)
+from balloonlab.measure.verify_pages import NAME as PAGES
+from balloonlab.measure.verify_pages import Flags, Pages, check_pages, judge_pages, survey
+from balloonlab.rig import Rig
+from balloonlab.sizes import human
+from balloonlab.trace_check import violations
+from guest_images.agent import BLOCK, MAX_PAGE_FLAGS
+from guest_images.agent_client import Checked
+from guest_images.errors import AgentRefusedError, GuestError
+from hostdev.discard import Backing, backing_of
+from hostdev.fds import Fd
+from hostdev.wire.layout import LayoutError
+from qmp_glue.errors import CommandFailedError, QmpGlueError
+
+CONTENTS = "verify-contents"
+# Memory of known contents that is held throughout: a sixteenth of a guest, and no more than makes its pages known at once.
+CANARY_BYTES = 32 << 20
+CANARY_SHARE = 16
+CANARY_SEED = 0x5EED
+# How often the guest's page flags are read anew because too much of it changed meanwhile.
+ATTEMPTS = 3
+# A dump writes 500 MB/s here; a disk that is ten times slower, and QEMU does nothing else meanwhile.
+DUMP_SECONDS = 60.0
+DUMP_BYTES_A_SECOND = 50 << 20
+# Memory and disk that stay free beside a dump: this machine is not ours alone.
+SPARE_BYTES = 256 << 20
+# What a longer trace says is not judged as a whole: 16 MiB are some 12,000 reports, and 20 s of reading.
+MAX_JUDGED_TRACE = 16 << 20
+# The kernel says so once, early (mm/mm_init.c, mem_init_print_info).
+INIT_ON_FREE = "heap free:on"
+
+_FAILURES = (GuestError, QmpGlueError, LabError, LayoutError, ELFError, OSError)
+
+
+class Verifier:
+    """The proofs of one run. ``canary_bytes``: what the guest holds for it, from start() to the end."""
+
+    def __init__(self, rig: Rig, folder: Path) -> None:
+        """rig: booted; for verify-holes its device must write a trace. folder: on whose disk a dump has room."""
+        self._rig = rig
+        self._folder = folder
+        self.canary_bytes = min(CANARY_BYTES, rig.setup.memory_bytes // CANARY_SHARE) // BLOCK * BLOCK
+        self._canary: int | None = None
+        self._places = Places(())
+        self._looks: list[Look] = []
+        self._compared: list[Checked] = []
+
+    @property
+    def _trace(self) -> Path | None:
+        setup = self._rig.setup
+        return self._rig.device.trace_file if setup.balloon == "vhost-user" and setup.trace else None
+
+    async def start(self) -> None:
+        """Have the guest hold memory with known contents, and take the first look. Raises GuestError, QmpGlueError."""
+        self._places = Places(await self._rig.vm.ram_sections())
+        filled = await self._rig.agent.fill("anonymous", self.canary_bytes, seed=CANARY_SEED)
+        self._canary = filled.handle
+        await self.look("start")
+
+    async def look(self, name: str) -> None:
+        """Look at what the host holds; it costs the run some milliseconds of this machine and nothing of the guest's.
+
+        Raises VmError once QEMU has ended, and OSError.
+        """
+        files = self._rig.vm.ram_files
+        self._looks.append(await asyncio.to_thread(take_look, name, files, self._trace))
+
+    async def compare(self, handle: int) -> None:
+        """Compare what a fill holds with what was written, before it is freed. Raises GuestError."""
+        self._compared.append(await self._rig.agent.checksum(handle))
+
+    async def conclude(self, handles: Sequence[int] = ()) -> list[Check]:
+        """Prove. handles: of fills that are held still. Nothing can be measured afterwards, and the guest goes on."""
+        pages = await _proved(PAGES, self._prove_pages)
+        contents = await _proved(CONTENTS, partial(self._prove_contents, handles))
+        dump = await _proved(DUMP, self._prove_dump)
+        # Last, for the other proofs have looked as well.
+        return [await _proved(HOLES, self._prove_holes), pages, contents, dump]
+
+    # Holes
+
+    async def _prove_holes(self) -> Check:
+        if self._trace is None:
+            return Check(name=HOLES, outcome="skip", message="only our device writes down what it releases")
+        return await asyncio.to_thread(self._judge_holes, self._trace)
+
+    def _judge_holes(self, trace: Path) -> Check:
+        length = trace_length(trace)
+        if is_full(length):
+            return Check(
+                name=HOLES, outcome="skip", message=f"the trace is full with {human(length)}: run less"
+            )
+        check = check_holes(judge_holes(self._looks, read_releases(trace), self._places), self._places)
+        broken = violations(read_trace(trace)) if length <= MAX_JUDGED_TRACE else []
+        if broken:
+            what = f"the trace itself breaks {len(broken)} promises, first in record {broken[0].number}: {broken[0].text}"
+            return Check(name=HOLES, outcome="fail", message=f"{what}; {check.message}")
+        return check
+
+    # Page flags
+
+    async def _prove_pages(self) -> Check:
+        init_on_free = INIT_ON_FREE in await self._rig.agent.dmesg()
+        for _ in range(ATTEMPTS):
+            pages = await self._look_at_pages(init_on_free=init_on_free)
+            if pages.lost or not pages.is_restless:
+                break
+        return check_pages(pages, self._places)
+
+    async def _look_at_pages(self, *, init_on_free: bool) -> Pages:
+        begin = trace_length(self._trace)
+        before = await self._read_flags()
+        async with self._paused():
+            await self.look("page flags")
+        after = await self._read_flags()
+        look, released = self._looks[-1], []
+        if self._trace is not None:
+            released = between(await asyncio.to_thread(read_releases, self._trace), begin, look.end)
+        readings = [Flags(first, one, after[first]) for first, one in before.items()]
+        found = await asyncio.to_thread(survey, readings, init_on_free=init_on_free)
+        return judge_pages(found, look.held, released, self._places)
+
+    async def _read_flags(self) -> dict[int, array[int]]:
+        """Return the flags of all RAM by the number of the first page frame."""
+        found = {}
+        for section in self._places.sections:
+            end = section.end // PAGE
+            for first in range(section.address // PAGE, end, MAX_PAGE_FLAGS):
+                count = min(MAX_PAGE_FLAGS, end - first)
+                flags = await self._rig.agent.page_flags(first, count)
+                # Memory at the very top may be no page of the guest's, and then says nothing.
+                found[first] = flags + array("Q", bytes(flags.itemsize * (count - len(flags))))
+        return found
+
+    # Contents
+
+    async def _prove_contents(self, handles: Sequence[int]) -> Check:
+        gone = []
+        for handle in [*handles] if self._canary is None else [self._canary, *handles]:
+            try:
+                await self.compare(handle)
+            except AgentRefusedError as error:  # most likely the guest's OOM killer has it
+                gone.append(str(error))
+        return _check_contents(self._compared, gone)
+
+    # Dump
+
+    async def _prove_dump(self) -> Check:
+        async with self._paused():
+            await self.look("dump")
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                if why := self._has_no_room(file):
+                    return Check(name=DUMP, outcome="skip", message=why)
+                return check_dump(await self._dump(file), self._places)
+
+    def _has_no_room(self, file: IO[bytes]) -> str:
+        """Say why no dump can be made: it fills all of guest RAM, and is as large on disk. Nothing where it can."""
+        size = total(self._places.all)
+        filled = total(subtract(self._places.all, self._looks[-1].held))
+        with Fd(os.dup(file.fileno())) as copy:
+            on_disk = backing_of(copy) is Backing.FILE
+        if on_disk and shutil.disk_usage(self._folder).free < size + SPARE_BYTES:
+            return f"a dump needs {human(size)} and some more of disk at {self._folder}: make room, or name another --out"
+        wanted = filled + (0 if on_disk else size) + SPARE_BYTES
+        if available_bytes() < wanted:
+            return f"a dump fills every hole and needs {human(wanted)} of memory: use a smaller guest or a larger machine"
+        return ""
+
+    async def _dump(self, file: IO[bytes]) -> Dump:
+        vm = self._rig.vm
+        await vm.monitor.pass_fd(DUMP, file.fileno())
+        seconds = DUMP_SECONDS + total(self._places.all) / DUMP_BYTES_A_SECOND
+        arguments = {"paging": False, "protocol": f"fd:{DUMP}"}
+        await vm.execute("dump-guest-memory", arguments, seconds=seconds)
+        known = Known(self.canary_bytes if self._canary is not None else 0, CANARY_SEED)
+        comparison = Comparison(file, vm.ram_files, self._places, self._looks[-1].held)
+        return await asyncio.to_thread(comparison.compare, known)
+
+    @contextlib.asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """Pause the guest. It goes on afterwards, also where the pause came too late for its deadline."""
+        try:
+            await self._rig.vm.stop()
+            yield
+        except BaseException:
+            with contextlib.suppress(QmpGlueError):  # what came first tells more
+                await self._rig.vm.cont()
+            raise
+        await self._rig.vm.cont()
+
+
+async def _proved(name: str, prove: Callable[[], Awaitable[Check]]) -> Check:
+    """Return what a proof says, or why it could not be made."""
+    try:
+        return await prove()
+    except (AgentRefusedError, CommandFailedError) as error:
+        return Check(name=name, outcome="skip", message=f"cannot be proved here: {error}")
+    except _FAILURES as error:
+        return Check(name=name, outcome="fail", message=f"could not be proved: {error}")
+
+
+def _check_contents(compared: Sequence[Checked], gone: Sequence[str]) -> Check:
+    size = sum(one.bytes for one in compared)
+    told = f"{human(size)} of memory in {len(compared)} fills compared byte by byte"
+    bad = [one for one in compared if one.mismatched_pages]
+    if bad:
+        pages = sum(one.mismatched_pages for one in bad)
+        what = f"not as it was written: {counted(pages * PAGE)} in {len(bad)} of the fills"
+        first = f"the first at byte {bad[0].first_mismatch:,} of its fill"
+        return Check(name=CONTENTS, outcome="fail", message=f"{what}, {first}; {told}")
+    if gone or not compared:
+        why = gone[0] if gone else "the guest holds nothing with known contents: call start()"
+        return Check(name=CONTENTS, outcome="skip", message=f"{why}; {told}")
+    return Check(name=CONTENTS, outcome="pass", message=f"{told}: all as they were written")

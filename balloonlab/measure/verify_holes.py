@@ -1,0 +1,145 @@
+"""The first proof of --verify: what became a hole was released, says the device's trace, at the time when it did.
+
+Two looks at the files of guest RAM, by SEEK_DATA, while everything runs. Each page of a look was data or a hole at one
+moment between its begin and its end. A page that was data at one look and is a hole at the next was punched in between, and
+nobody but the device punches holes into guest RAM. The device writes a record before each release, and is one thread: a
+release is over when the next record is written. So the records in question are those that were written before the later
+look ended and after the earlier one began, and the one that was the last when the earlier one began, whose release may have
+been on its way. Which these are is told by how much of the trace was there before and after each look, not by clocks.
+
+What this proves: no page that was seen to hold data vanished without a release that was said to be of it. Together with
+trace_check.py, which shows that the trace's releases lie in what the guest named, no page vanished that was not named. What
+it does not prove: anything about a page that was taken and filled anew between two looks; memory with known contents
+(verify-contents) is for that.
+
+take_look() reads files; the rest is pure. verify.py is its user.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from balloonlab.measure.ranges import Places, counted, in_file, subtract, total
+from balloonlab.measure.report import Check
+from balloonlab.sizes import human
+from hostdev.pages import Span, merge
+from hostdev.trace import MAX_RECORD, MAX_TRACE
+from hostdev.wire import trace as wire
+from hostdev.wire.trace import Kind
+from qmp_glue.ram import held
+
+NAME = "verify-holes"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the host held, as places, between two lengths of the trace in bytes; 0 both where there is no trace."""
+
+    name: str
+    begin: int
+    held: tuple[Span, ...]
+    end: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """Guest addresses that the trace says were given back; end: of the record, in bytes of the trace."""
+
+    end: int
+    span: Span
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """Places that became holes between two looks and were not released."""
+
+    earlier: str
+    later: str
+    places: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Holes:
+    """All looks judged. vanished_bytes: that became holes, once for each time that they did."""
+
+    looks: int
+    vanished_bytes: int
+    releases: int
+    unexplained: tuple[Unexplained, ...]
+
+
+def trace_length(trace: Path | None) -> int:
+    """Return how many bytes of a trace are written; 0 if there is none. Raises OSError, LayoutError."""
+    if trace is None:
+        return 0
+    with trace.open("rb") as file:
+        return wire.TRACE_HEADER.decode(os.pread(file.fileno(), wire.TRACE_HEADER_SIZE, 0)).used
+
+
+def take_look(name: str, files: Sequence[Path], trace: Path | None) -> Look:
+    """Look at the files of guest RAM. Raises OSError, LayoutError."""
+    begin = trace_length(trace)
+    places = [span for number, file in enumerate(files) for span in in_file(number, held(file))]
+    return Look(name, begin, tuple(places), trace_length(trace))
+
+
+def read_releases(trace: Path) -> list[Release]:
+    """Read what a trace says was released, and nothing else of it. Raises OSError, LayoutError."""
+    data = trace.read_bytes()
+    header = wire.TRACE_HEADER.decode(data[: wire.TRACE_HEADER_SIZE])
+    return list(_releases(data[: header.used]))
+
+
+def _releases(data: bytes) -> Iterator[Release]:
+    position = wire.TRACE_HEADER_SIZE
+    while position + wire.RECORD_HEADER_SIZE <= len(data):
+        kind, _ring, size, _time = wire.RECORD_HEADER_STRUCT.unpack_from(data, position)
+        position += wire.RECORD_HEADER_SIZE
+        if kind == Kind.RELEASE:
+            address, length, _cause = wire.RELEASE_STRUCT.unpack_from(data, position)
+            yield Release(position + size, Span(address, length))
+        position += size
+
+
+def is_full(length: int) -> bool:
+    """True of a trace that says no more because it has become too long."""
+    return length > MAX_TRACE - MAX_RECORD
+
+
+def between(releases: Sequence[Release], begin: int, end: int) -> list[Span]:
+    """Return the guest addresses of releases that may have been under way while the trace grew from begin to end bytes."""
+    return merge(release.span for release in releases if begin <= release.end <= end)
+
+
+def judge_holes(looks: Sequence[Look], releases: Sequence[Release], places: Places) -> Holes:
+    """Compare each look with the one before it."""
+    vanished, unexplained = 0, []
+    for earlier, later in pairwise(looks):
+        gone = subtract(earlier.held, later.held)
+        vanished += total(gone)
+        if left := subtract(gone, places.of(between(releases, earlier.begin, later.end))):
+            unexplained.append(Unexplained(earlier.name, later.name, tuple(left)))
+    return Holes(len(looks), vanished, len(releases), tuple(unexplained))
+
+
+def check_holes(found: Holes, places: Places) -> Check:
+    """Say what was found."""
+    size = f"{counted(found.vanished_bytes)} ({human(found.vanished_bytes)})"
+    told = f"{size} became holes between {found.looks} looks"
+    if found.unexplained:
+        return Check(name=NAME, outcome="fail", message=f"{_unexplained(found.unexplained, places)}; {told}")
+    if not found.vanished_bytes:
+        return Check(name=NAME, outcome="skip", message=f"nothing to prove: {told}")
+    explained = f"all of them in what {found.releases:,} releases of the trace name"
+    return Check(name=NAME, outcome="pass", message=f"{told}, {explained}")
+
+
+def _unexplained(found: Sequence[Unexplained], places: Places) -> str:
+    """Describe all of it, and between which looks it was seen first."""
+    all_of_it = places.describe(merge(span for one in found for span in one.places))
+    moment = f"first seen between the looks {found[0].earlier!r} and {found[0].later!r}"
+    return f"holes that no release in the device's trace names: {all_of_it}; {moment}"

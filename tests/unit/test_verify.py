@@ -1,0 +1,67 @@
+"""What --verify makes of proofs that cannot be had, and of contents; real guests are in tests/guest/test_verify.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from balloonlab.errors import UsageError
+from balloonlab.measure.report import Check, Outcome
+from balloonlab.measure.verify import _check_contents, _proved
+from guest_images.agent_client import Checked
+from guest_images.errors import AgentRefusedError, AgentTimeoutError
+from qmp_glue.errors import CommandFailedError, DeadlineError, VmError
+
+MIB = 1 << 20
+RIGHT, WRONG = Checked(32 * MIB, 0, None), Checked(8 * MIB, 3, 4097)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (AgentRefusedError("no /proc/kpageflags"), "skip"),
+        (CommandFailedError("dump-guest-memory", "GenericError", "not here"), "skip"),
+        (AgentTimeoutError("silence"), "fail"),
+        (DeadlineError("QEMU does not answer"), "fail"),
+        (VmError("gone"), "fail"),
+        (UsageError("a damaged trace"), "fail"),
+        (OSError(28, "No space left on device"), "fail"),
+    ],
+)
+def test_what_cannot_be_proved_says_why(error: Exception, outcome: Outcome) -> None:
+    async def prove() -> Check:
+        raise error
+
+    check = asyncio.run(_proved("verify-dump", prove))
+    assert (check.name, check.outcome) == ("verify-dump", outcome)
+    assert check.message.endswith(str(error))
+
+
+def test_a_defect_and_a_cancellation_stay_what_they_are() -> None:
+    async def prove() -> Check:
+        raise AssertionError("a defect")
+
+    async def cancelled() -> Check:
+        raise asyncio.CancelledError
+
+    with pytest.raises(AssertionError, match="a defect"):
+        asyncio.run(_proved("verify-dump", prove))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(_proved("verify-dump", cancelled))
+
+
+@pytest.mark.parametrize(
+    ("compared", "gone", "outcome", "message"),
+    [
+        ([RIGHT, RIGHT], [], "pass", "64 MiB of memory in 2 fills compared byte by byte: all as they were written"),
+        ([RIGHT, WRONG], [], "fail", "not as it was written: 3 pages in 1 of the fills, the first at byte 4,097 of its fill;"),
+        ([WRONG], ["killed"], "fail", "not as it was written"),
+        ([RIGHT], ["killed"], "skip", "killed; 32 MiB of memory in 1 fills"),
+        ([], [], "skip", "the guest holds nothing with known contents"),
+    ],
+)  # fmt: skip
+def test_contents(compared: list[Checked], gone: list[str], outcome: Outcome, message: str) -> None:
+    check = _check_contents(compared, gone)
+    assert check.outcome == outcome
+    assert message in check.message
