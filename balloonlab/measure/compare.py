@@ -78,7 +78,8 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     _refuse_other_scenario(old, new, options)
     arm = _arm(old, new, options.arm)
     if bisecting:
-        new = msgspec.structs.replace(new, runs=[run for run in new.runs if run.arm == arm and booted(run)])
+        came_up = [run for run in new.runs if run.arm == arm and booted(run)]
+        new = msgspec.structs.replace(new, runs=came_up, planned=len(came_up))
         if not new.runs:
             progress.say("the guest of NEW never came up: this commit cannot be judged")
             return SKIP

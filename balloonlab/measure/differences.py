@@ -26,6 +26,7 @@ from balloonlab.measure.figures import FIGURES, Figure, find_figure
 from balloonlab.measure.report import Report, Run, Spread
 from balloonlab.measure.scenario import Arm, Scenario
 from balloonlab.measure.statistics import Shift, reaches, shift, spread
+from balloonlab.measure.summary import WHOLE
 
 SCHEMA = 1
 # changed: of a figure of which neither way is better. no-confidence: far apart, but the runs differ as much among themselves.
@@ -107,7 +108,7 @@ def compare(old: Report, new: Report, arm: Arm, named: Sequence[str], bar: Bar) 
 
 
 def _measured(report: Report, arm: Arm) -> list[Run]:
-    return [run for run in report.runs if run.arm == arm and run.counted and run.ending == "measured"]
+    return [run for run in report.runs if run.arm == arm and run.counted and run.ending in WHOLE]
 
 
 def _values(runs: Sequence[Run], name: str) -> list[float]:
@@ -115,7 +116,10 @@ def _values(runs: Sequence[Run], name: str) -> list[float]:
 
 
 def _endings(report: Report, arm: Arm) -> list[str]:
-    return [
+    """Return which runs did not come to their end, or were not made."""
+    missing = report.planned - len(report.runs)
+    cut = [f"NEW was interrupted, {missing} of its {report.planned} runs are missing"] if missing > 0 else []
+    return cut + [
         f"run {run.number} of NEW ended {run.ending}" + (f": {run.why}" if run.why else "")
         for run in report.runs
         if run.arm == arm and run.ending != "measured"

@@ -119,6 +119,18 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     # That of another arm is not.
     other = made_report(made_run(), made_run(1, {}, arm="off", ending="hung"))
     assert not compare(made_report(made_run()), other, "ours", [], Bar()).regressed
+    # Its figures are whole where only the driver was missing, and are shown.
+    deaf = made_report(made_run(1, KEPT, ending="no-driver"))
+    comparison = compare(made_report(made_run()), deaf, "ours", [], Bar())
+    assert len(comparison.failures) == 1
+    assert only(comparison, "returned_bytes") == "worse"
+    # A run that proved something has figures of its own.
+    proof = replace(made_run(2, KEPT), counted=False)
+    assert not compare(made_report(made_run()), made_report(made_run(), proof), "ours", [], Bar()).regressed
+    cut = replace(made_report(made_run()), planned=5)
+    assert compare(made_report(made_run()), cut, "ours", [], Bar()).failures == [
+        "NEW was interrupted, 4 of its 5 runs are missing"
+    ]
     # And no run at all is left to be compared.
     none = compare(made_report(made_run()), made_report(made_run(1, {}, ending="hung")), "ours", [], Bar())
     assert none.regressed
@@ -197,6 +209,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     leave(made_report(made_run(1, {}, ending="hung"), made_run(2)), tmp_path / "flaky")
     leave(made_report(made_run(), scenario=replace(STANDARD, phases=())), tmp_path / "other")
     leave(made_report(made_run(arm="qemu")), tmp_path / "qemu")
+    leave(replace(made_report(made_run()), planned=2), tmp_path / "cut")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no JSON")
     return tmp_path
@@ -223,6 +236,7 @@ def run(*words: str) -> int:
         ("good never", 1, 125),
         ("good late", 1, 1),
         ("good flaky", 1, 0),
+        ("good cut", 1, 0),
         ("good other", 2, 255),
         ("good other --force", 0, 0),
         ("good qemu", 2, 255),
