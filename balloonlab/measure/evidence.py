@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balloonlab.errors import UsageError
-from balloonlab.measure.console import printable
 from balloonlab.measure.report import Report, Run
+from balloonlab.printable import printable
 from balloonlab.timeline import Sample, read_csv
 
 TIMELINE = "timeline.csv"

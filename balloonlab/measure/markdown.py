@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 
 from balloonlab.measure import words
 from balloonlab.measure.cases import Case, cases
-from balloonlab.measure.console import printable
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.fitting import Part, fit
 from balloonlab.measure.report import ArmResult, Report, Run
 from balloonlab.measure.sparkline import sparkline
+from balloonlab.printable import printable
 
 # A step's summary is dropped above 1 MiB, and a step may measure more than once.
 LIMIT_BYTES = 256 << 10

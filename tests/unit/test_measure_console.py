@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from balloonlab.measure.console import CHECK, console_check, findings, printable
+from balloonlab.measure.console import CHECK, console_check, findings
 from balloonlab.measure.report import FindingKind
+from balloonlab.printable import printable
 from tests.measured import PANIC
 
 OOPS = """\

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from balloonlab.measure.console import printable
 from balloonlab.measure.evidence import Evidence, read_evidence
 from balloonlab.measure.fitting import Part, fit, size
 from balloonlab.measure.markdown import CONSOLES, LIMIT_BYTES, escape, summary
 from balloonlab.measure.report import Check, Report
 from balloonlab.measure.sparkline import sparkline
+from balloonlab.printable import printable
 from tests import measured
 
 OURS = {"details", "summary", "pre", "code"}
