@@ -51,7 +51,7 @@ ANY = st.text(max_size=60) | st.sampled_from(
 def rendered(text: str) -> Element:
     """Return the page that a reader makes of Markdown, as a tree; what tags it has are checked."""
     page = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough").render(text)
-    tree = html5lib.parse(page, namespaceHTMLElements=False)
+    tree: Element = html5lib.parse(page, namespaceHTMLElements=False)
     assert {element.tag for element in tree.iter()} <= RENDERED
     return tree
 
