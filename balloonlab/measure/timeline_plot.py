@@ -7,7 +7,7 @@ matplotlib costs half a second to import, so this module is imported when there 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,13 +30,18 @@ _STYLES: dict[Arm, tuple[int, tuple[float, float]]] = {"qemu": (0, (4, 1.5))}
 _LAYERS: dict[Arm, float] = {"off": 2.0, "ours": 2.2, "qemu": 2.4}
 
 
-def draw_timeline(report: Report, evidence: Sequence[Evidence], path: Path) -> None:
-    """Draw the footprint of every run that has samples, the first one of each arm bold, and what its guest uses."""
-    make_figure(report, evidence).savefig(path)
+def timeline_png(report: Report, evidence: Sequence[Evidence]) -> bytes:
+    """Return the picture as a PNG."""
+    file = BytesIO()
+    make_figure(report, evidence).savefig(file, format="png")
+    return file.getvalue()
 
 
 def make_figure(report: Report, evidence: Sequence[Evidence]) -> Figure:
-    """Return the picture. The first run is the first that was measured to its end, if there is one."""
+    """Draw the footprint of every run that has samples, the first one of each arm bold, and what its guest uses.
+
+    The first run is the first that was measured to its end, if there is one.
+    """
     drawn = sorted((of for of in evidence if of.samples), key=lambda of: of.run.ending != "measured")
     figure = Figure(figsize=(11, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
