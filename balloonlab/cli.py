@@ -66,6 +66,7 @@ def _parser() -> Parser:
         simulate,
         vhost_user_json,
     )
+    from balloonlab.measure import command as measure  # noqa: PLC0415
     from balloonlab.measure import compare  # noqa: PLC0415
     from balloonlab.options import Parser  # noqa: PLC0415
 
@@ -73,6 +74,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     demo.add_parser(commands)
+    measure.add_parser(commands)
     doctor.add_parsers(commands)
     check.add_parser(commands)
     attach.add_parsers(commands)

@@ -101,5 +101,5 @@ def console_check(found: Sequence[Finding]) -> Check:
     if not bad:
         return Check(name=CHECK, outcome="pass")
     more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-    message = f"{bad[0].kind} at line {bad[0].line} of the console: {bad[0].text}{more}"
+    message = f"{bad[0].kind} at line {bad[0].line} of {bad[0].file}: {bad[0].text}{more}"
     return Check(name=CHECK, outcome="fail", message=message)

@@ -1,4 +1,4 @@
-"""Reads, while a run goes on, what its device's trace and the RAM files tell together: latencies and refaults.
+"""Reads, while a run goes on, what its device's trace and the map of guest RAM tell together: latencies and refaults.
 
 It only looks, twice a second: the trace since the last look, then the map of each RAM file, in this order, so that what a
 look finds was there after all that it knows to be released. Used by runner.py; arms without our device have no trace.
@@ -12,33 +12,27 @@ from pathlib import Path
 
 from balloonlab.decode import Record, TraceReader
 from balloonlab.measure.latency import Latencies
+from balloonlab.measure.ranges import Places, in_file
 from balloonlab.measure.refault import Refaults
-from balloonlab.measure.spans import in_file
 from hostdev.pages import Span
 from hostdev.wire.trace import Kind
 from qmp_glue import ram
-from qmp_glue.ram import Section
 
 LOOK_SECONDS = 0.5
 
 
 class Meter:
-    """Of one run. latencies, refault_bytes: so far."""
+    """Of one run. latencies, refaults: so far."""
 
-    def __init__(self, trace: Path, files: list[Path], sections: list[Section]) -> None:
-        """sections: where the guest sees which bytes of files."""
+    def __init__(self, trace: Path, files: list[Path], places: Places) -> None:
+        """places: where the guest sees which bytes of files."""
         self.latencies = Latencies()
+        self.refaults = Refaults()
         self._reader = TraceReader(trace)
         self._files = files
-        self._sections = sections
-        self._refaults = [Refaults() for _ in files]
+        self._places = places
         # Released in the name of a ring's chain that was not answered when last looked: it may not have happened yet.
         self._unanswered: dict[int | None, list[Span]] = defaultdict(list)
-
-    @property
-    def refault_bytes(self) -> int:
-        """Released and touched again soon, of all files."""
-        return sum(one.bytes for one in self._refaults)
 
     async def run(self, now: float) -> None:
         """Look for ever. now: seconds of the run at the moment."""
@@ -50,14 +44,12 @@ class Meter:
 
     def look(self, seconds: float) -> None:
         """Take a look at this second of the run. Raises UsageError for a damaged trace, OSError where QEMU has ended."""
-        released: dict[int, list[Span]] = defaultdict(list)
+        released: list[Span] = []
         for record in self._reader.records():
             self.latencies.take(record)
-            for span in self._answered(record):
-                for file, offsets in in_file(span, self._sections):
-                    released[file].append(offsets)
-        for number, (path, refaults) in enumerate(zip(self._files, self._refaults, strict=True)):
-            refaults.look(seconds, released[number], [Span(*extent) for extent in ram.held(path)])
+            released += self._answered(record)
+        held = [span for number, path in enumerate(self._files) for span in in_file(number, ram.held(path))]
+        self.refaults.look(seconds, self._places.of(released), held)
 
     def _answered(self, record: Record) -> list[Span]:
         """Return the guest physical ranges that this record shows to be released."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,24 +50,36 @@ class PhaseError(LabError):
 class Phases:
     """Of one run. done: the phases that have come to their end. freed: when the last free began to wait, and its phase."""
 
-    def __init__(self, rig: Rig, sampler: Sampler, folder: Path, report_delay: float | None = None) -> None:
-        """folder: where the output of commands goes. report_delay: seconds between two passes, if not the kernel's own."""
+    def __init__(
+        self,
+        rig: Rig,
+        sampler: Sampler,
+        folder: Path,
+        *,
+        report_delay: float | None = None,
+        before_free: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """folder: where the output of commands goes. report_delay: seconds between two passes, if not the kernel's own.
+
+        before_free: what is done with the handle of a fill that is about to be freed.
+        """
         self.done: list[PhaseResult] = []
         self.boot_seconds: float | None = None
         self.command_seconds: float | None = None
         self.command_status: int | None = None
         self.freed: float | None = None
         self.held: list[int] = []
-        self.held_bytes = 0
         self._rig = rig
         self._sampler = sampler
         self._folder = folder
+        self._before_free = before_free
         self._quiet = max(QUIET_SECONDS, QUIET_PASSES * (report_delay or 0.0))
         self._fills = 0
 
     async def carry_out(self, phase: Phase) -> PhaseResult:
         """Carry one phase out. Raises PhaseError, and whatever explains the end or the silence of guest, QEMU or device."""
-        begin = self._sampler.now()
+        # A boot begins with QEMU and the device, a moment before there is anything to look at.
+        begin = 0.0 if isinstance(phase, Boot) else self._sampler.now()
         self._sampler.phase = phase.name
         settled = await self._act(phase)
         last = await self.look()
@@ -125,7 +137,6 @@ class Phases:
 
     async def _hold(self, phase: Fill) -> None:
         self.held.append(await self._fill(phase, phase.deadline))
-        self.held_bytes += phase.size
         end = self._sampler.now() + phase.hold
         while self._sampler.now() < end:
             await asyncio.sleep(min(GUEST_SECONDS / 2, phase.hold))
@@ -143,14 +154,18 @@ class Phases:
                 why = f"{phase.name}: {done} of {phase.rounds} rounds within {phase.deadline:g} s: raise its deadline"
                 raise PhaseError("hung", why)
             handle = await self._fill(phase, left)
-            await _memory(self._rig.agent.free(handle), "what was filled cannot be freed")
+            await self._let_go(handle)
 
     async def _free(self, phase: Free) -> bool:
         while self.held:
-            await _memory(self._rig.agent.free(self.held.pop()), "what was held cannot be freed")
-        self.held_bytes = 0
+            await self._let_go(self.held.pop())
         self.freed = self._sampler.now()
         return await self._plateau(self.freed, phase.deadline)
+
+    async def _let_go(self, handle: int) -> None:
+        if self._before_free is not None:
+            await _memory(self._before_free(handle), "what was held cannot be compared")
+        await _memory(self._rig.agent.free(handle), "what was held cannot be freed")
 
     # Commands
 

@@ -47,11 +47,12 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a kernel said on its console or in its log. line: of console.log, from 1."""
+    """What a kernel said on its console or in its log. line: of the file, from 1."""
 
     kind: FindingKind
     line: int
     text: str
+    file: Literal["console.log", "dmesg.log"] = "console.log"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +68,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     figures: by the names of figures.py, PHASE.NAME for those of a phase; None: there was nothing to measure.
     ending, why: how it ended, and in words where that is not "measured". device_argv, qemu_argv: what was started.
+    counted: False for a run that was made to prove something: its guest holds memory for that, so its figures are its own.
     """
 
     arm: Arm
@@ -80,6 +82,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     release_latency: Histogram | None = None
     findings: list[Finding] = []
     checks: list[Check] = []
+    counted: bool = True
     qemu_argv: list[str] = []
     device_argv: list[str] = []
 
@@ -109,7 +112,11 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a measurement. passed: every run and every budget. environment: as runs.environment() has it."""
+    """All of a measurement. passed: all runs that were planned, and every budget.
+
+    planned: how many runs there should be; fewer are there if it was interrupted. environment: as runs.environment() has
+    it. seconds: from the first run's beginning to the last one's end.
+    """
 
     schema: int
     passed: bool
@@ -121,6 +128,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     arms: list[ArmResult]
     runs: list[Run]
+    planned: int = 0
 
 
 def read_report(folder: Path) -> Report:

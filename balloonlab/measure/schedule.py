@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ def room(memory_bytes: int, cpus: int) -> int:
 
 async def in_slots(
     work: Callable[[Item], Awaitable[Value]], items: Sequence[Item], slots: int
-) -> AsyncIterator[Value]:
+) -> AsyncGenerator[Value, None]:
     """Do a piece of work for each item, so many at once, begun in their order; yield what each gives, as it ends.
 
     The first that raises ends the others, and is raised.

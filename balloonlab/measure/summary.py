@@ -20,7 +20,7 @@ def arm_results(arms: Sequence[Arm], runs: Sequence[Run], budgets: Sequence[Budg
     """Return what each arm comes to. arms: in the order in which they were named."""
     results = []
     for place, arm in enumerate(arms):
-        figures = spreads([run for run in runs if run.arm == arm and run.ending in WHOLE])
+        figures = spreads([run for run in runs if run.arm == arm and run.counted and run.ending in WHOLE])
         medians = {name: one.median for name, one in figures.items()}
         checks = judge(budgets, medians) if place == 0 else []
         results.append(ArmResult(arm=arm, figures=figures, checks=checks))

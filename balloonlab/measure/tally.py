@@ -122,7 +122,7 @@ def of_meter(meter: Meter) -> Figures:
     return {
         "reports": len(seconds),
         "released_bytes": meter.latencies.released_bytes,
-        "refault_bytes": meter.refault_bytes,
+        "refault_bytes": meter.refaults.bytes,
         "release_p50_seconds": quantile(seconds, 0.5),
         "release_p99_seconds": quantile(seconds, 0.99),
         "release_most_seconds": quantile(seconds, 1.0),

@@ -11,8 +11,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balloonlab.measure.ranges import total
 from balloonlab.measure.refault import REFAULT_SECONDS, Refaults
-from balloonlab.measure.spans import total
 from hostdev.pages import Span, merge
 
 spans = st.lists(st.builds(Span, st.integers(0, 40), st.integers(1, 8)), max_size=5).map(merge)

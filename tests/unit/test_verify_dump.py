@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from elftools.common.exceptions import ELFError
 
+from balloonlab.measure.ranges import PAGE, Places, in_file
 from balloonlab.measure.verify_dump import PIECE, Comparison, Dump, Known, check_dump, read_segments
-from balloonlab.measure.verify_ranges import PAGE, Places, in_file
 from guest_images.agent import Pattern
 from hostdev.pages import Span
 from qmp_glue.ram import Section, held
