@@ -184,6 +184,7 @@ def test_gitlab(place: Place) -> None:
     assert (workspace / "baseline/result.json").read_bytes() == baseline
 
 
+@pytest.mark.full
 def test_the_plain_script(place: Place) -> None:
     """Twice, as a server does that keeps its workspace: the second run compares with the first, and both are kept."""
     workspace = place.workspace
