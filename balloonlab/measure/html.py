@@ -18,13 +18,13 @@ import msgspec
 
 from balloonlab.measure import words
 from balloonlab.measure.cases import Case, cases
-from balloonlab.measure.console import printable
 from balloonlab.measure.elements import Content, add, document, element, raw, table
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.html_figures import arm_name, figures_table, latencies
 from balloonlab.measure.html_runs import run_details, runs_table
 from balloonlab.measure.page_data import drawn, embedded
 from balloonlab.measure.report import ArmResult, Check, Outcome, Report
+from balloonlab.printable import printable
 
 _MESSAGE_CHARACTERS = 1000
 _OUTCOMES: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "skip": "skipped"}

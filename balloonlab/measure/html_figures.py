@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from balloonlab.measure import words
-from balloonlab.measure.console import printable
 from balloonlab.measure.elements import Content, element, table
 from balloonlab.measure.report import ArmResult, Histogram, Report, Run, Spread
 from balloonlab.measure.scenario import Arm
+from balloonlab.printable import printable
 
 _STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_MARGIN = 140, 14, 6
 _BARS_WIDTH, _BARS_HEIGHT, _BARS_FOOT, _BARS_HEAD = 640, 170, 22, 16

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from balloonlab.measure import words
-from balloonlab.measure.console import printable
 from balloonlab.measure.elements import Content, element, table
 from balloonlab.measure.html_figures import arm_name
 from balloonlab.measure.report import PhaseResult, Report, Run
+from balloonlab.printable import printable
 
 _COLUMNS = (
     "boot_seconds",

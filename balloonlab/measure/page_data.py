@@ -11,9 +11,9 @@ import msgspec
 
 from balloonlab.measure import words
 from balloonlab.measure.cases import arms
-from balloonlab.measure.console import printable
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.report import Report
+from balloonlab.printable import printable
 from balloonlab.timeline import Sample
 
 # More than a screen has columns for; a run of 60 s has 600 samples and is not thinned.

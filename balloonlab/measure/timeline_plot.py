@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 import balloonlab.plot  # noqa: F401  (sets matplotlib's backend and where its cache is)
 from balloonlab.measure import words
-from balloonlab.measure.console import printable
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.report import Report
 from balloonlab.measure.scenario import Arm
+from balloonlab.printable import printable
 from balloonlab.timeline import Sample
 
 _MEBIBYTE = 1 << 20

@@ -16,7 +16,7 @@ from tests.measured import report
 PUBLISHED = Path(__file__).parents[2] / "docs" / "schema" / f"measure-{SCHEMA}.json"
 
 
-def document(one: Report) -> Any:
+def document(one: Report) -> Any:  # noqa: ANN401  (JSON)
     return json.loads(msgspec.json.encode(one))
 
 
