@@ -16,6 +16,7 @@ from balloonlab import signals
 from balloonlab.errors import UsageError
 from balloonlab.measure.exit_style import add_option, exit_status
 from balloonlab.measure.guest_setup import for_arm, prepare
+from balloonlab.measure.outputs import write_outputs
 from balloonlab.measure.report import NAME, SCHEMA, Report, Run
 from balloonlab.measure.runner import Order, Runner
 from balloonlab.measure.scenario import ARMS, Arm, Scenario
@@ -164,6 +165,7 @@ def _measure(options: argparse.Namespace, progress: Progress) -> Report:
     finally:
         report = measuring.report()
         write_json(report, folder / NAME)
+    write_outputs(report, folder)
     screen.conclude(report, folder)
     return report
 

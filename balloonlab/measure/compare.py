@@ -19,6 +19,7 @@ from balloonlab.measure.exit_style import SKIP, add_option, booted
 from balloonlab.measure.figures import Figure, find_figure, full_name, show
 from balloonlab.measure.report import NAME, Report, Spread, read_report
 from balloonlab.measure.scenario import ARMS, Arm
+from balloonlab.measure.statistics import reaches, runs_for
 from balloonlab.options import Commands
 from balloonlab.progress import Progress
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
@@ -32,7 +33,7 @@ def add_parser(commands: Commands) -> None:
         "compare",
         help="compare two results of balloonlab measure",
         description="Compare two results of balloonlab measure. Exit status: 0 no figure is worse, 1 one is, or NEW did "
-        "not come to its end. The more figures are compared, the more are worse by chance: name those that matter.",
+        "not come to its end. Fewer figures need fewer runs: name those that matter.",
     )
     parser.add_argument("old", type=Path, metavar="OLD", help="run folder, or its result.json")
     parser.add_argument("new", type=Path, metavar="NEW", help="the same")
@@ -56,7 +57,7 @@ def add_parser(commands: Commands) -> None:
         "--confidence",
         default="95%",
         metavar="PERCENT",
-        help="of the intervals (default: 95%%; needs four runs on both sides)",
+        help="of all figures together (default: 95%%; needs four runs on both sides for one figure, six for twenty)",
     )
     parser.add_argument("--force", action="store_true", help="compare different scenarios too")
     parser.add_argument("--json", action="store_true", help="exact values")
@@ -77,7 +78,8 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     _refuse_other_scenario(old, new, options)
     arm = _arm(old, new, options.arm)
     if bisecting:
-        new = msgspec.structs.replace(new, runs=[run for run in new.runs if run.arm == arm and booted(run)])
+        came_up = [run for run in new.runs if run.arm == arm and booted(run)]
+        new = msgspec.structs.replace(new, runs=came_up, planned=len(came_up))
         if not new.runs:
             progress.say("the guest of NEW never came up: this commit cannot be judged")
             return SKIP
@@ -189,15 +191,18 @@ def _sentences(comparison: Comparison) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Return which confidence the runs could not give."""
+    """Return which confidence the runs could not give, and what comes of it."""
     reached = [one.confidence for one in comparison.figures if one.difference is not None]
-    if None in reached:
-        return [
-            "one run on a side: there is no confidence, noise and threshold decide alone; measure with --repeat 5"
-        ]
     least = min((one for one in reached if one is not None), default=1.0)
-    if least < comparison.confidence:
-        return [
-            f"so few runs give {100 * least:.0f} % at most, not {100 * comparison.confidence:g} %: measure with --repeat 5"
-        ]
-    return []
+    if None in reached:
+        text = "one run on a side gives no confidence, so noise and threshold decide alone"
+    elif reaches(least, comparison.each):
+        return []
+    else:
+        text = f"so few runs give {100 * least:.4g} % at most, not {100 * comparison.each:.4g} %"
+    if comparison.judged == 1:
+        return [f"{text}: measure with --repeat {runs_for(comparison.each)}"]
+    return [
+        f"{text}; of the {comparison.judged} figures those in bytes are judged all the same, others if they are named",
+        f"measure with --repeat {runs_for(comparison.each)} for {100 * comparison.confidence:.4g} % of all together",
+    ]

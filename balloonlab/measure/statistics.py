@@ -20,12 +20,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, count
 
 from balloonlab.measure.report import Spread
 
 # The exact distribution costs the third power of the runs: 10 ms here. R's wilcox.test changes over at 50 as well.
 EXACT_RUNS = 50
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,16 @@ def interval_rank(olds: int, news: int, confidence: float) -> tuple[int, float]:
     tails = list(accumulate(u_counts(olds, news)))
     rank = max(1, bisect_right(tails, allowed))
     return rank, 1 - 2 * tails[rank - 1] / total
+
+
+def reaches(reached: float | None, asked: float) -> bool:
+    """Return whether an interval has a confidence, but for rounding. None: there is no interval."""
+    return reached is not None and reached > asked - _ROUNDING
+
+
+def runs_for(confidence: float) -> int:
+    """Return how many runs on both sides have an interval of this confidence."""
+    return next(runs for runs in count(2) if reaches(interval_rank(runs, runs, confidence)[1], confidence))
 
 
 def _normal_rank(olds: int, news: int, confidence: float) -> int:

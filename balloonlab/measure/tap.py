@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator
 
 from balloonlab.measure.cases import Case, cases
-from balloonlab.measure.console import printable
 from balloonlab.measure.report import Report
+from balloonlab.printable import printable
 
 VERSION = "TAP version 13"
 # As long as anything here says in one line.

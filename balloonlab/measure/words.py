@@ -36,6 +36,12 @@ def ending(run: Run) -> str:
     return f"{words}: {run.why}" if run.why else words
 
 
+def outcome(run: Run) -> str:
+    """Return how a run ended and which of its checks failed."""
+    failed = [check.name for check in run.checks if check.outcome == "fail"]
+    return f"{ending(run)}; failed: {', '.join(failed)}" if failed else ending(run)
+
+
 def figure_of(name: str) -> Figure | None:
     """Return the declaration of a figure; None for one that this version does not know."""
     try:
@@ -52,12 +58,18 @@ def value(name: str, number: float | None) -> str:
     return "-" if number is None else f"{number:g}"
 
 
+def ends(name: str, measured: Spread) -> str:
+    """Return the least and the most of an arm; nothing where they look alike."""
+    least, most = value(name, measured.least), value(name, measured.most)
+    return "" if least == most else f"{least} to {most}"
+
+
 def spread(name: str, measured: Spread | None) -> str:
-    """Return the median of an arm, and the ends where they look different."""
+    """Return the median of an arm, with the ends where they look different."""
     if measured is None:
         return "-"
-    middle, least, most = (value(name, of) for of in (measured.median, measured.least, measured.most))
-    return middle if least == most else f"{middle} ({least} to {most})"
+    between = ends(name, measured)
+    return value(name, measured.median) + (f" ({between})" if between else "")
 
 
 def budget(rule: Budget) -> str:

@@ -78,7 +78,11 @@ def test_a_regression_of_five_runs() -> None:
     assert found.low is not None
     assert found.high is not None
     assert 0 < found.low <= found.difference <= found.high
-    assert found.confidence == pytest.approx(0.968254)
+    # Five figures can be worse: each has to have 99 %.
+    assert comparison.judged == 5
+    assert comparison.each == pytest.approx(0.99)
+    assert found.confidence == pytest.approx(1 - 2 / 252)
+    assert compare(old, new, "ours", ["residual_bytes", "reports"], Bar()).each == pytest.approx(0.95)
     assert not compare(new, old, "ours", [], Bar()).regressed
 
 
@@ -90,6 +94,23 @@ def test_runs_that_differ_as_much_among_themselves() -> None:
     assert not comparison.regressed
 
 
+@pytest.mark.parametrize(
+    ("runs", "each", "alone"),
+    [
+        ([5.0], "no-confidence", "worse"),
+        ([5.0, 5.1, 5.2], "no-confidence", "worse"),
+        ([5.0, 5.1, 5.2, 5.3, 5.4], "worse", "worse"),
+    ],
+)
+def test_times_of_few_runs_are_judged_if_they_are_asked_for(runs: list[float], each: str, alone: str) -> None:
+    """They differ from run to run; and of all figures of a kernel compared with itself some would be worse."""
+    old = repeated("boot_seconds", runs)
+    new = repeated("boot_seconds", [seconds + 2 for seconds in runs])
+    assert only(compare(old, new, "ours", [], Bar()), "boot_seconds") == each
+    assert only(compare(old, new, "ours", ["boot_seconds"], Bar()), "boot_seconds") == alone
+    assert only(compare(new, old, "ours", [], Bar()), "boot_seconds") == each.replace("worse", "better")
+
+
 def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     new = made_report(made_run(1), made_run(2, {"boot_seconds": 5.0}, ending="panicked"))
     comparison = compare(made_report(made_run()), new, "ours", [], Bar())
@@ -98,6 +119,18 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     # That of another arm is not.
     other = made_report(made_run(), made_run(1, {}, arm="off", ending="hung"))
     assert not compare(made_report(made_run()), other, "ours", [], Bar()).regressed
+    # Its figures are whole where only the driver was missing, and are shown.
+    deaf = made_report(made_run(1, KEPT, ending="no-driver"))
+    comparison = compare(made_report(made_run()), deaf, "ours", [], Bar())
+    assert len(comparison.failures) == 1
+    assert only(comparison, "returned_bytes") == "worse"
+    # A run that proved something has figures of its own.
+    proof = replace(made_run(2, KEPT), counted=False)
+    assert not compare(made_report(made_run()), made_report(made_run(), proof), "ours", [], Bar()).regressed
+    cut = replace(made_report(made_run()), planned=5)
+    assert compare(made_report(made_run()), cut, "ours", [], Bar()).failures == [
+        "NEW was interrupted, 4 of its 5 runs are missing"
+    ]
     # And no run at all is left to be compared.
     none = compare(made_report(made_run()), made_report(made_run(1, {}, ending="hung")), "ours", [], Bar())
     assert none.regressed
@@ -176,6 +209,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     leave(made_report(made_run(1, {}, ending="hung"), made_run(2)), tmp_path / "flaky")
     leave(made_report(made_run(), scenario=replace(STANDARD, phases=())), tmp_path / "other")
     leave(made_report(made_run(arm="qemu")), tmp_path / "qemu")
+    leave(replace(made_report(made_run()), planned=2), tmp_path / "cut")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no JSON")
     return tmp_path
@@ -202,6 +236,7 @@ def run(*words: str) -> int:
         ("good never", 1, 125),
         ("good late", 1, 1),
         ("good flaky", 1, 0),
+        ("good cut", 1, 0),
         ("good other", 2, 255),
         ("good other --force", 0, 0),
         ("good qemu", 2, 255),
@@ -260,7 +295,11 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         "returned_bytes  256 MiB  10 MiB   -246 MiB (-96.1 %)   one run: none  worse",
         "t90_seconds     4.00 s   -        -                    -              not-measured",
         "reports         90       90       none                 one run: none  same",
-        "note        one run on a side: there is no confidence, noise and threshold decide alone; measure with --repeat 5",
+        (
+            "note        one run on a side gives no confidence, so noise and threshold decide alone; of the 4 figures those "
+            "in bytes are judged all the same, others if they are named"
+        ),
+        "note        measure with --repeat 5 for 95 % of all together",
         "NEW is WORSE than OLD: residual_bytes, returned_bytes.",
     ]
 
@@ -276,9 +315,11 @@ def test_exact_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(output)["schema"] == 1
 
 
-def shown(old: Report, new: Report, bar: Bar, *, terminal: bool) -> str:
+def shown(
+    old: Report, new: Report, bar: Bar, *, terminal: bool, named: Sequence[str] = ("residual_bytes",)
+) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, no_color=True, soft_wrap=False)
-    _show(compare(old, new, "ours", ["residual_bytes"], bar), Progress(console))
+    _show(compare(old, new, "ours", named, bar), Progress(console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -289,9 +330,18 @@ def test_few_runs_say_which_confidence_they_give(*, terminal: bool) -> None:
     new = repeated("residual_bytes", mebibytes([190.0, 194.0, 191.0]))
     text = shown(old, new, Bar(), terminal=terminal)
     assert "+28 MiB to +34 MiB at 90 %" in text
-    assert "so few runs give 90 % at most, not 95 %: measure with --repeat 5" in text
+    assert "so few runs give 90 % at most, not 95 %: measure with --repeat 4\n" in text
     assert "NEW is WORSE than OLD: residual_bytes." in text
     assert "so few" not in shown(old, new, Bar(confidence=0.9), terminal=terminal)
+
+
+def test_many_figures_ask_for_more_of_each() -> None:
+    """Each could be worse by chance; five runs give 99.2 % at most."""
+    old = repeated("residual_bytes", mebibytes(FIVE))
+    new = repeated("residual_bytes", mebibytes([value + 30 for value in FIVE]))
+    text = shown(old, new, Bar(confidence=0.98), terminal=False, named=())
+    assert "so few runs give 99.21 % at most, not 99.6 %; of the 5 figures those in bytes are judged" in text
+    assert "measure with --repeat 6 for 98 % of all together\n" in text
 
 
 def test_failures_and_conditions_are_shown() -> None:

@@ -25,6 +25,7 @@ from balloonlab.measure.scenario import (
     Scenario,
 )
 from balloonlab.measure.scenario_file import STANDARD, Overrides, apply, check, parse_scenario, read_scenario
+from balloonlab.measure.scenario_table import PHASES
 
 MIB = 1 << 20
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "scenarios").glob("*.toml"))
@@ -370,3 +371,10 @@ def test_what_python_makes_is_checked_as_well() -> None:
 def test_a_scenario_goes_through_json() -> None:
     """It is a part of result.json."""
     assert msgspec.json.decode(msgspec.json.encode(STANDARD), type=Scenario) == STANDARD
+
+
+def test_every_key_is_documented() -> None:
+    page = (EXAMPLES[0].parent / "README.md").read_text()
+    kinds = [GuestSpec, DeviceSpec, *PHASES.values()]
+    keys = {field.name for kind in kinds for field in msgspec.structs.fields(kind)} | set(PHASES)
+    assert [key for key in sorted(keys) if f"`{key}`" not in page and f"`{key} =" not in page] == []

@@ -6,7 +6,7 @@ import pytest
 
 from balloonlab.measure import statistics
 from balloonlab.measure.report import Spread
-from balloonlab.measure.statistics import Interval, Shift, interval_rank, shift, spread
+from balloonlab.measure.statistics import Interval, Shift, interval_rank, runs_for, shift, spread
 
 OLD = [4.21, 4.35, 4.18, 4.60, 4.27]
 NEW = [4.71, 4.52, 4.93, 4.40, 4.66]
@@ -68,6 +68,12 @@ def test_few_runs_give_so_much_confidence_and_no_more(runs: tuple[int, int], mos
     assert reached == pytest.approx(most)
     found = shift([0.0, 1.0, 2.0], [5.0, 9.0, 7.0], 0.9)
     assert found == Shift(6.0, Interval(3.0, 9.0, 0.9))
+
+
+@pytest.mark.parametrize(("confidence", "runs"), [(0.5, 2), (0.9, 3), (0.95, 4), (0.99, 5), (0.9975, 6)])
+def test_so_many_runs_give_a_confidence(confidence: float, runs: int) -> None:
+    assert runs_for(confidence) == runs
+    assert interval_rank(runs, runs, confidence)[1] >= confidence
 
 
 def test_one_run_gives_none() -> None:
