@@ -92,12 +92,16 @@ def figure_names(report: Report) -> tuple[list[str], list[str]]:
 
 
 def verdict(report: Report) -> str:
-    """Return the first line of all that is written: passed or failed, and how much of it."""
-    failed = sum(not run.passed for run in report.runs)
-    broken = sum(check.outcome == "fail" for arm in report.arms for check in arm.checks)
+    """Return the first line of all that is written: passed or failed, and by what."""
     if report.passed:
         return f"passed: {plural(len(report.runs), 'run')}, no budget broken"
-    return f"failed: {failed} of {plural(len(report.runs), 'run')}, {plural(broken, 'budget')} broken"
+    failed = sum(not run.passed for run in report.runs)
+    broken = sum(check.outcome == "fail" for arm in report.arms for check in arm.checks)
+    reasons = [f"{failed} of {plural(len(report.runs), 'run')}"] if failed else []
+    reasons += [f"{plural(broken, 'budget')} broken"] if broken else []
+    if len(report.runs) < report.planned:
+        reasons.append(f"{len(report.runs)} of {plural(report.planned, 'run')} made")
+    return f"failed: {', '.join(reasons)}"
 
 
 def plural(number: int, what: str) -> str:
