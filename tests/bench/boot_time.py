@@ -52,6 +52,10 @@ class BenchError(Exception):
     """A run failed, so that its time says nothing."""
 
 
+class VirtmeError(BenchError):
+    """virtme-ng does not run the command here."""
+
+
 @dataclass(frozen=True)
 class Time:
     """One run, in seconds: by the clock, and of CPU as far as its processes were waited for."""
@@ -73,12 +77,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with scratch_directory(cache_root(), "bench") as folder:
             return _compare(chosen, folder)
-    except (GuestError, QmpGlueError, OSError, subprocess.CalledProcessError) as error:
-        print(f"set-up: {error}", file=sys.stderr)
-        return EXIT_SETUP
-    except BenchError as error:
+    except VirtmeError as error:
         print(error, file=sys.stderr)
         return EXIT_MISSING
+    except (BenchError, GuestError, QmpGlueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"set-up: {error}", file=sys.stderr)
+        return EXIT_SETUP
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,11 +128,14 @@ def _ratio(times: Mapping[str, Sequence[Time]]) -> float:
 
 
 def _virtme(virtme: Virtme, command: str) -> Time:
-    """Raises BenchError unless the command's output came, which a guest that panics does not send."""
-    argv = virtme.argv(f"{command}; echo runs-$((6 * 7))", memory=MEMORY)
-    own, said = timed(argv, virtme.environment)
+    """Raises VirtmeError unless the command's output came, which a guest that panics does not send."""
+    argv = virtme.argv(f"{command} && echo runs-$((6 * 7))", memory=MEMORY)
+    try:
+        own, said = timed(argv, virtme.environment)
+    except BenchError as error:
+        raise VirtmeError(f"virtme-ng does not boot here: {error}") from error
     if "runs-42" not in said:
-        raise BenchError(f"virtme-ng did not run the command:\n{said[-SHOWN:]}")
+        raise VirtmeError(f"virtme-ng did not run the command:\n{said[-SHOWN:]}")
     return own
 
 
