@@ -47,6 +47,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--kernel", metavar="SUITE|PATH", help="a Debian suite, a package, a bzImage, a vmlinux, or a folder"
     )
+    parser.add_argument(
+        "--flavour", metavar="NAME", help="of a Debian suite's kernel, such as amd64 or cloud-amd64"
+    )
     parser.add_argument("--modules", metavar="DIR", help="lib/modules/VERSION of a kernel of your own")
     parser.add_argument("--memory", metavar="SIZE", help="guest memory")
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs")
@@ -173,6 +176,7 @@ def _measure(options: argparse.Namespace, progress: Progress) -> Report:
 def _scenario(options: argparse.Namespace) -> Scenario:
     said = Overrides(
         kernel=options.kernel,
+        flavour=options.flavour,
         modules=options.modules,
         memory=options.memory,
         cpus=options.cpus,

@@ -37,11 +37,15 @@ def _figure(report: Report, name: str, budget: str) -> list[Content]:
     title = element("span", element("code", printable(name, _NAME_CHARACTERS)))
     if figure is not None and "." not in name:
         title.append(element("small", figure.meaning))
-    values = [value for run in report.runs if (value := run.figures.get(name)) is not None]
+    values = [value for run in _counted(report) if (value := run.figures.get(name)) is not None]
     cells = [
         _arm_cell(report, name, arm, (min(values, default=0), max(values, default=0))) for arm in report.arms
     ]
     return [title, *cells, budget]
+
+
+def _counted(report: Report) -> list[Run]:
+    return [run for run in report.runs if run.counted]
 
 
 def _arm_cell(report: Report, name: str, arm: ArmResult, ends: tuple[float, float]) -> Element:
@@ -50,7 +54,7 @@ def _arm_cell(report: Report, name: str, arm: ArmResult, ends: tuple[float, floa
         return element("span", "-")
     cell = element("span", words.value(name, spread.median), element("small", words.ends(name, spread)))
     if spread.runs > 1 and ends[0] < ends[1]:
-        runs = [run for run in report.runs if run.arm == arm.arm]
+        runs = [run for run in _counted(report) if run.arm == arm.arm]
         cell.append(_strip(name, runs, spread, ends))
     return cell
 
@@ -87,7 +91,9 @@ def latencies(report: Report) -> list[Element]:
     """Return a histogram of release latencies for each arm that has them, its runs added up."""
     drawn = []
     for arm in dict.fromkeys(run.arm for run in report.runs):
-        histograms = [run.release_latency for run in report.runs if run.arm == arm and run.release_latency]
+        histograms = [
+            run.release_latency for run in _counted(report) if run.arm == arm and run.release_latency
+        ]
         if summed := _sum(histograms):
             caption = element(
                 "figcaption", f"{sum(summed.counts):,} reports of {words.plural(len(histograms), 'run')}"

@@ -32,7 +32,7 @@ def runs_table(report: Report) -> Element:
     heads = [name.rpartition("_")[0].replace("_gib", "").replace("_", " ") for name in _COLUMNS]
     rows: list[list[Content]] = [
         [
-            element("span", arm_name(run.arm), f" {run.number}"),
+            element("span", arm_name(run.arm), f" {words.run_name(run)}"),
             _words_cell(words.outcome(run), passed=run.passed),
             *(words.value(name, run.figures.get(name)) for name in _COLUMNS),
         ]
@@ -47,7 +47,9 @@ def _words_cell(text: str, *, passed: bool) -> Element:
 
 def run_details(run: Run, console: Sequence[str]) -> Element:
     """Return all that is known of a run, closed unless it failed."""
-    made = element("details", element("summary", arm_name(run.arm), f" run {run.number}: ", _summary(run)))
+    made = element(
+        "details", element("summary", arm_name(run.arm), f" {words.run_name(run)}: ", _summary(run))
+    )
     if not run.passed:
         made.set("open", "")
     for section in (_phases(run), _checks(run), _findings(run), *_console(console), *_command_lines(run)):
@@ -93,7 +95,9 @@ def _findings(run: Run) -> Element:
     made = element("ul")
     for finding in run.findings:
         kind = element("span", finding.kind, class_="skip" if finding.kind == "warning" else "fail")
-        made.append(element("li", kind, f" at line {finding.line}: ", element("code", finding.text)))
+        made.append(
+            element("li", kind, f" at line {finding.line} of {finding.file}: ", element("code", finding.text))
+        )
     return made
 
 

@@ -117,7 +117,7 @@ def _run(run: Run) -> list[str]:
     mark = "✅" if run.passed else "❌"
     values = [words.value(name, run.figures.get(name)) for name in _RUN_FIGURES]
     return [
-        f"{mark} {run.arm} {run.number}",
+        f"{mark} {run.arm} {words.run_name(run)}",
         escape(words.outcome(run)),
         *(escape(value) for value in values),
     ]
@@ -142,8 +142,10 @@ def _consoles(report: Report, evidence: Sequence[Evidence]) -> list[Part]:
 
 def _console(run: Run, console: Sequence[str]) -> Part:
     """One line of a <pre> each: nothing is markup there but what has an ampersand or an angle bracket."""
-    title = f"{run.arm} run {run.number}: {words.outcome(run)}; {words.plural(len(run.findings), 'finding')}"
-    found = [f"{finding.kind} at line {finding.line}: {finding.text}" for finding in run.findings]
+    title = (
+        f"{run.arm} {words.run_name(run)}: {words.outcome(run)}; {words.plural(len(run.findings), 'finding')}"
+    )
+    found = [words.found(finding) for finding in run.findings]
     tail = ["the end of the console:", *console] if console else ["the console is empty"]
     opening = f"<details><summary>{escape(title)}</summary>\n\n<pre>"
     lines = tuple(html.escape(printable(line, 2 * CELL_CHARACTERS)) for line in [*found, *tail])

@@ -52,8 +52,10 @@ class Drawn(msgspec.Struct, frozen=True):
 
 
 def drawn(report: Report, evidence: Sequence[Evidence]) -> Drawn:
-    """Return what is drawn of the runs that have samples, measured ones first."""
-    shown = sorted((of for of in evidence if of.samples), key=lambda of: of.run.ending != "measured")
+    """Return what is drawn of the runs that count and have samples, measured ones first."""
+    shown = sorted(
+        (of for of in evidence if of.samples and of.run.counted), key=lambda of: of.run.ending != "measured"
+    )
     names: dict[str, str] = {arm: words.ARM_NAMES[arm] for arm in arms(report)}
     frees = [_name(phase.name) for of in shown[:1] for phase in of.run.phases if phase.do == "free"]
     memory = report.scenario.guest.memory

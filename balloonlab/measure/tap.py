@@ -49,7 +49,7 @@ def _block(case: Case) -> Iterator[str]:
     if case.outcome == "fail":
         yield f"message: {_scalar(case.message)}"
         yield "severity: fail"
-    if case.ending and case.run is not None and case.run.figures:
+    if case.ending and case.run is not None and case.run.counted and case.run.figures:
         yield "figures:"
         for name, value in case.run.figures.items():
             yield f"  {_scalar(name)}: {'null' if value is None else repr(float(value))}"

@@ -38,11 +38,13 @@ def timeline_png(report: Report, evidence: Sequence[Evidence]) -> bytes:
 
 
 def make_figure(report: Report, evidence: Sequence[Evidence]) -> Figure:
-    """Draw the footprint of every run that has samples, the first one of each arm bold, and what its guest uses.
+    """Draw the footprint of every run that counts and has samples, the first one of each arm bold, and what its guest uses.
 
     The first run is the first that was measured to its end, if there is one.
     """
-    drawn = sorted((of for of in evidence if of.samples), key=lambda of: of.run.ending != "measured")
+    drawn = sorted(
+        (of for of in evidence if of.samples and of.run.counted), key=lambda of: of.run.ending != "measured"
+    )
     figure = Figure(figsize=(11, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     if drawn:

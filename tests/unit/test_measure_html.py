@@ -145,6 +145,18 @@ def test_figures_have_a_dot_for_every_run_that_was_measured() -> None:
     assert text_of(row).endswith("at most 64 MiB")
 
 
+def test_a_run_that_does_not_count_is_shown_but_not_among_the_others() -> None:
+    extra = msgspec.structs.replace(measured.run(number=3), counted=False)
+    report = measured.report([measured.run(), measured.run(number=2), extra])
+    evidence = [Evidence(run, tuple(measured.samples("ours", run.number))) for run in report.runs]
+    tree = parsed(page(report, evidence))
+    (own, _) = find(tree, "table", class_="numbers figures")
+    (row,) = [row for row in own.iter("tr") if text_of(row).startswith("residual_bytes")]
+    assert sum(1 for _ in row.iter("{http://www.w3.org/2000/svg}circle")) == 2
+    assert [run.number for run in drawn(report, evidence).runs] == [1, 2]
+    assert "vhost-user-balloon run 3 (its figures do not count)" in text_of(tree)
+
+
 def test_latencies_are_added_up_and_a_run_without_any_is_none() -> None:
     text = text_of(parsed(page(measured.report())))
     assert "192 reports of 3 runs" in text

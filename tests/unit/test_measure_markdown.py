@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from balloonlab.measure import words
 from balloonlab.measure.evidence import Evidence, read_evidence
 from balloonlab.measure.fitting import Part, fit, size
 from balloonlab.measure.markdown import CONSOLES, LIMIT_BYTES, escape, summary
@@ -77,6 +78,16 @@ def test_what_passed_has_nothing_wrong() -> None:
     assert text.startswith("## ✅ balloonlab measure passed: 9 runs, no budget broken\n")
     assert "What is wrong" not in text
     assert "<pre>" not in text
+
+
+def test_the_verdict_says_what_of_it_was_not_as_it_should_be() -> None:
+    run = measured.run()
+    broken = [Check(name="budget t90_seconds", outcome="fail", message="x")]
+    over = measured.report([run], passed=False, arms=[measured.arm_result("ours", [run], broken)])
+    assert words.verdict(over) == "failed: 1 budget broken (1 run)"
+    early = measured.report([run], passed=False, planned=3)
+    assert words.verdict(early) == "failed: 2 runs not made (1 run)"
+    assert words.verdict(measured.failed_report()) == "failed: 3 of 5 runs, 1 budget broken"
 
 
 def test_the_console_is_shown_where_there_is_something_to_see(tmp_path: Path) -> None:
