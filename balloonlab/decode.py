@@ -16,6 +16,7 @@ from typing import Any
 
 from balloonlab.errors import UsageError
 from balloonlab.options import Commands
+from balloonlab.printable import printable
 from balloonlab.progress import Progress
 from balloonlab.sizes import human
 from balloonlab.trace_check import TraceCheck, violations
@@ -122,13 +123,8 @@ def _words(record: Record) -> str:
         case wire.Answer(head):
             return f"  answer chain {head}"
         case wire.Fault(text):
-            return f"fault: {_printable(text.decode(errors='replace'))}"
+            return f"fault: {printable(text.decode(errors='replace'))}"
     raise AssertionError(record)
-
-
-def _printable(text: str) -> str:
-    """Escape what would do something to a terminal: a trace may be somebody else's."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _message(message: wire.Message) -> str:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from balloonlab.device import PROGRAM, DeviceProcess
 from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError, GuestSetupError, UsageError
+from balloonlab.printable import printable
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
 from guest_images.errors import AgentError, AgentTimeoutError
@@ -185,7 +186,9 @@ class Rig:
         text = self.vm.console_text()
         panic = text.find("Kernel panic")
         lines = text.splitlines()[-CONSOLE_LINES:] if panic < 0 else text[panic:].splitlines()[:CONSOLE_LINES]
-        return "\n  ".join(["put right what its console names:", *(lines or ["(nothing)"])])
+        return "\n  ".join(
+            ["put right what its console names:", *(map(printable, lines) if lines else ["(nothing)"])]
+        )
 
     async def check(self) -> None:
         """Raise what explains it if the device, QEMU or the guest has ended."""

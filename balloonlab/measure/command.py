@@ -16,6 +16,7 @@ from balloonlab import signals
 from balloonlab.errors import UsageError
 from balloonlab.measure.exit_style import add_option, exit_status
 from balloonlab.measure.guest_setup import for_arm, prepare
+from balloonlab.measure.outputs import write_outputs
 from balloonlab.measure.report import NAME, SCHEMA, Report, Run
 from balloonlab.measure.runner import Order, Runner
 from balloonlab.measure.scenario import ARMS, Arm, Scenario
@@ -45,6 +46,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--kernel", metavar="SUITE|PATH", help="a Debian suite, a package, a bzImage, a vmlinux, or a folder"
+    )
+    parser.add_argument(
+        "--flavour", metavar="NAME", help="of a Debian suite's kernel, such as amd64 or cloud-amd64"
     )
     parser.add_argument("--modules", metavar="DIR", help="lib/modules/VERSION of a kernel of your own")
     parser.add_argument("--memory", metavar="SIZE", help="guest memory")
@@ -164,6 +168,7 @@ def _measure(options: argparse.Namespace, progress: Progress) -> Report:
     finally:
         report = measuring.report()
         write_json(report, folder / NAME)
+    write_outputs(report, folder)
     screen.conclude(report, folder)
     return report
 
@@ -171,6 +176,7 @@ def _measure(options: argparse.Namespace, progress: Progress) -> Report:
 def _scenario(options: argparse.Namespace) -> Scenario:
     said = Overrides(
         kernel=options.kernel,
+        flavour=options.flavour,
         modules=options.modules,
         memory=options.memory,
         cpus=options.cpus,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from balloonlab.measure.report import Check, Finding, FindingKind
+from balloonlab.printable import printable
 
 # The first ones tell the cause and the rest follows from it. Per kind, so that warnings do not hide the panic they led to.
 FINDINGS_PER_KIND = 20
@@ -81,18 +82,6 @@ def _incidents(lines: Iterable[tuple[int, str]]) -> Iterator[Finding]:
 
 def _near(begun: Finding, kind: FindingKind, line: int) -> bool:
     return begun.kind == kind and line - begun.line <= REPORT_LINES
-
-
-def printable(text: str, most: int) -> str:
-    """Return text in at most so many printable characters: others are escaped as Python does it, and a cut is shown.
-
-    So neither colours, cursor movements nor a change of writing direction reach a terminal or a page.
-    """
-    cut = text[: most + 1]
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut
-    )
-    return shown if len(shown) <= most and len(cut) == len(text) else shown[: most - 1] + "…"
 
 
 def console_check(found: Sequence[Finding]) -> Check:

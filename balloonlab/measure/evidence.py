@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balloonlab.errors import UsageError
-from balloonlab.measure.console import printable
 from balloonlab.measure.report import Report, Run
+from balloonlab.printable import printable
 from balloonlab.timeline import Sample, read_csv
 
 TIMELINE = "timeline.csv"
@@ -67,5 +67,7 @@ def _console(path: Path) -> tuple[str, ...]:
 
 def console_tail(text: str, *, cut: bool = False) -> tuple[str, ...]:
     """Return the last CONSOLE_LINES lines of a console's text, each printable and bounded. cut: it begins within a line."""
+    if not text.strip():
+        return ()
     lines = text.rstrip().split("\n")[cut:]
     return tuple(printable(line.rstrip("\r"), CONSOLE_CHARACTERS) for line in lines[-CONSOLE_LINES:])

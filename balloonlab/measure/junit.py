@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
+from balloonlab.measure import words
 from balloonlab.measure.cases import Case, arms, cases
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.report import Report, Run
@@ -61,7 +62,7 @@ def _properties(report: Report, arm: Arm, runs: Iterable[Run]) -> Iterable[tuple
     for judged in report.arms:
         if judged.arm == arm:
             yield from ((name, f"{spread.median:.15g}") for name, spread in judged.figures.items())
-    for run in runs:
+    for run in (run for run in runs if run.counted):
         for name, value in run.figures.items():
             if value is not None:
                 yield f"run {run.number} {name}", f"{value:.15g}"
@@ -94,7 +95,7 @@ def _case(
 
 
 def _add_console(element: ElementTree.Element, run: Run, console: Sequence[str]) -> None:
-    found = [f"{finding.kind} at line {finding.line}: {finding.text}" for finding in run.findings]
+    found = [words.found(finding) for finding in run.findings]
     tail = ["the end of the console:", *console] if console else []
     if found or tail:
         ElementTree.SubElement(element, "system-out").text = _text("\n".join([*found, *tail]))

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 
 from balloonlab.measure import words
 from balloonlab.measure.cases import Case, cases
-from balloonlab.measure.console import printable
 from balloonlab.measure.evidence import Evidence
 from balloonlab.measure.fitting import Part, fit
 from balloonlab.measure.report import ArmResult, Report, Run
 from balloonlab.measure.sparkline import sparkline
+from balloonlab.printable import printable
 
 # A step's summary is dropped above 1 MiB, and a step may measure more than once.
 LIMIT_BYTES = 256 << 10
@@ -116,7 +116,11 @@ def _runs(report: Report, evidence: Sequence[Evidence]) -> Part:
 def _run(run: Run) -> list[str]:
     mark = "✅" if run.passed else "❌"
     values = [words.value(name, run.figures.get(name)) for name in _RUN_FIGURES]
-    return [f"{mark} {run.arm} {run.number}", escape(words.ending(run)), *(escape(value) for value in values)]
+    return [
+        f"{mark} {run.arm} {words.run_name(run)}",
+        escape(words.outcome(run)),
+        *(escape(value) for value in values),
+    ]
 
 
 def _phases(report: Report) -> Part:
@@ -138,8 +142,10 @@ def _consoles(report: Report, evidence: Sequence[Evidence]) -> list[Part]:
 
 def _console(run: Run, console: Sequence[str]) -> Part:
     """One line of a <pre> each: nothing is markup there but what has an ampersand or an angle bracket."""
-    title = f"{run.arm} run {run.number}: {words.ending(run)}, {words.plural(len(run.findings), 'finding')}"
-    found = [f"{finding.kind} at line {finding.line}: {finding.text}" for finding in run.findings]
+    title = (
+        f"{run.arm} {words.run_name(run)}: {words.outcome(run)}; {words.plural(len(run.findings), 'finding')}"
+    )
+    found = [words.found(finding) for finding in run.findings]
     tail = ["the end of the console:", *console] if console else ["the console is empty"]
     opening = f"<details><summary>{escape(title)}</summary>\n\n<pre>"
     lines = tuple(html.escape(printable(line, 2 * CELL_CHARACTERS)) for line in [*found, *tail])

@@ -1,12 +1,13 @@
 """What measuring leaves behind: result.json, as declared values with exact bytes and seconds.
 
-Declarations only; docs/schema/ has the JSON Schema that follows from them. schema counts up when a field changes its
-meaning or goes; new fields alone do not change it. Written by command.py; read by compare.py and everything that shows
+Declarations only; docs/schema/ has the JSON Schema that follows from them, as python -m balloonlab.measure.report prints
+it. schema counts up when a field changes its meaning or goes; new fields alone do not change it. Written by command.py; read by compare.py and everything that shows
 results.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -131,6 +132,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     planned: int = 0
 
 
+def json_schema() -> str:
+    """Return the JSON Schema (2020-12) of result.json, as it is published."""
+    schema = msgspec.json.schema(Report)
+    # A reader of this schema is not to break at a field that is newer than it.
+    title = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"balloonlab measure, schema {SCHEMA}",
+    }
+    return msgspec.json.format(msgspec.json.encode(title | schema), indent=2).decode() + "\n"
+
+
 def read_report(folder: Path) -> Report:
     """Read the report of a run folder, or a result.json itself. Raises UsageError."""
     path = folder / NAME if folder.is_dir() else folder
@@ -145,3 +157,7 @@ def read_report(folder: Path) -> Report:
     if report.schema != SCHEMA:
         raise UsageError(f"{path} has schema {report.schema}, this version reads {SCHEMA}: measure again")
     return report
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json_schema())

@@ -59,6 +59,7 @@ class Overrides:
     """
 
     kernel: str | None = None
+    flavour: str | None = None
     modules: str | None = None
     memory: str | None = None
     cpus: int | None = None
@@ -117,6 +118,8 @@ def apply(scenario: Scenario, overrides: Overrides) -> Scenario:
     here = Path.cwd()
     if overrides.kernel is not None:
         guest = replace(guest, kernel=_kernel(overrides.kernel, here, "--kernel"), modules=None)
+    if overrides.flavour is not None:
+        guest = replace(guest, flavour=overrides.flavour)
     if overrides.modules is not None:
         guest = replace(guest, modules=_existing(overrides.modules, here, "--modules"))
     if overrides.memory is not None:

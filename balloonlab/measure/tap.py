@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator
 
 from balloonlab.measure.cases import Case, cases
-from balloonlab.measure.console import printable
 from balloonlab.measure.report import Report
+from balloonlab.printable import printable
 
 VERSION = "TAP version 13"
 # As long as anything here says in one line.
@@ -49,7 +49,7 @@ def _block(case: Case) -> Iterator[str]:
     if case.outcome == "fail":
         yield f"message: {_scalar(case.message)}"
         yield "severity: fail"
-    if case.ending and case.run is not None and case.run.figures:
+    if case.ending and case.run is not None and case.run.counted and case.run.figures:
         yield "figures:"
         for name, value in case.run.figures.items():
             yield f"  {_scalar(name)}: {'null' if value is None else repr(float(value))}"

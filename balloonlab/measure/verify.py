@@ -66,7 +66,7 @@ from guest_images.errors import AgentRefusedError, GuestError
 from hostdev.discard import Backing, backing_of
 from hostdev.fds import Fd
 from hostdev.wire.layout import LayoutError
-from qmp_glue.errors import CommandFailedError, QmpGlueError
+from qmp_glue.errors import CommandFailedError, QmpGlueError, VmError
 
 CONTENTS = "verify-contents"
 # Memory of known contents that is held throughout: a sixteenth of a guest, and no more than makes its pages known at once.
@@ -80,7 +80,8 @@ DUMP_SECONDS = 60.0
 DUMP_BYTES_A_SECOND = 50 << 20
 # Memory and disk that stay free beside a dump: this machine is not ours alone.
 SPARE_BYTES = 256 << 20
-# What a longer trace says is not judged as a whole: 16 MiB are some 12,000 reports, and 20 s of reading.
+# A longer trace is not judged as a whole: 16 MiB are some 12,000 full reports, and half a minute of reading if this machine
+# is busy. Its releases are read in any case.
 MAX_JUDGED_TRACE = 16 << 20
 # The kernel says so once, early (mm/mm_init.c, mem_init_print_info).
 INIT_ON_FREE = "heap free:on"
@@ -107,19 +108,27 @@ class Verifier:
         return self._rig.device.trace_file if setup.balloon == "vhost-user" and setup.trace else None
 
     async def start(self) -> None:
-        """Have the guest hold memory with known contents, and take the first look. Raises GuestError, QmpGlueError."""
+        """Have the guest hold memory with known contents, and take the first look. Raises GuestError, QmpGlueError.
+
+        A guest that has no room holds nothing, and then its contents are not proved.
+        """
         self._places = Places(await self._rig.vm.ram_sections())
-        filled = await self._rig.agent.fill("anonymous", self.canary_bytes, seed=CANARY_SEED)
-        self._canary = filled.handle
+        with contextlib.suppress(AgentRefusedError):
+            filled = await self._rig.agent.fill("anonymous", self.canary_bytes, seed=CANARY_SEED)
+            self._canary = filled.handle
         await self.look("start")
 
     async def look(self, name: str) -> None:
         """Look at what the host holds; it costs the run some milliseconds of this machine and nothing of the guest's.
 
-        Raises VmError once QEMU has ended, and OSError.
+        Raises VmError once QEMU has ended.
         """
         files = self._rig.vm.ram_files
-        self._looks.append(await asyncio.to_thread(take_look, name, files, self._trace))
+        try:
+            look = await asyncio.to_thread(take_look, name, files, self._trace)
+        except OSError as error:
+            raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
+        self._looks.append(look)
 
     async def compare(self, handle: int) -> None:
         """Compare what a fill holds with what was written, before it is freed. Raises GuestError."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from balloonlab.errors import UsageError
 from balloonlab.measure.figures import FIGURES, Figure, find_figure, show
-from balloonlab.measure.report import Ending, Report, Run, Spread
+from balloonlab.measure.report import Ending, Finding, Report, Run, Spread
 from balloonlab.measure.scenario import Arm, Budget
 
 ARM_NAMES: dict[Arm, str] = {
@@ -36,6 +36,22 @@ def ending(run: Run) -> str:
     return f"{words}: {run.why}" if run.why else words
 
 
+def outcome(run: Run) -> str:
+    """Return how a run ended and which of its checks failed."""
+    failed = [check.name for check in run.checks if check.outcome == "fail"]
+    return f"{ending(run)}; failed: {', '.join(failed)}" if failed else ending(run)
+
+
+def run_name(run: Run) -> str:
+    """Return which run of its arm it is; one that is no part of the figures says so."""
+    return f"run {run.number}" if run.counted else f"run {run.number} (its figures do not count)"
+
+
+def found(finding: Finding) -> str:
+    """Return a finding in one line."""
+    return f"{finding.kind} at line {finding.line} of {finding.file}: {finding.text}"
+
+
 def figure_of(name: str) -> Figure | None:
     """Return the declaration of a figure; None for one that this version does not know."""
     try:
@@ -52,12 +68,18 @@ def value(name: str, number: float | None) -> str:
     return "-" if number is None else f"{number:g}"
 
 
+def ends(name: str, measured: Spread) -> str:
+    """Return the least and the most of an arm; nothing where they look alike."""
+    least, most = value(name, measured.least), value(name, measured.most)
+    return "" if least == most else f"{least} to {most}"
+
+
 def spread(name: str, measured: Spread | None) -> str:
-    """Return the median of an arm, and the ends where they look different."""
+    """Return the median of an arm, with the ends where they look different."""
     if measured is None:
         return "-"
-    middle, least, most = (value(name, of) for of in (measured.median, measured.least, measured.most))
-    return middle if least == most else f"{middle} ({least} to {most})"
+    between = ends(name, measured)
+    return value(name, measured.median) + (f" ({between})" if between else "")
 
 
 def budget(rule: Budget) -> str:
@@ -80,12 +102,17 @@ def figure_names(report: Report) -> tuple[list[str], list[str]]:
 
 
 def verdict(report: Report) -> str:
-    """Return the first line of all that is written: passed or failed, and how much of it."""
+    """Return the first line of all that is written: passed or failed, and of how much."""
+    runs = plural(len(report.runs), "run")
+    if report.passed:
+        return f"passed: {runs}, no budget broken"
     failed = sum(not run.passed for run in report.runs)
     broken = sum(check.outcome == "fail" for arm in report.arms for check in arm.checks)
-    if report.passed:
-        return f"passed: {plural(len(report.runs), 'run')}, no budget broken"
-    return f"failed: {failed} of {plural(len(report.runs), 'run')}, {plural(broken, 'budget')} broken"
+    missing = max(0, report.planned - len(report.runs))
+    parts = [f"{failed} of {runs}"] if failed else []
+    parts += [f"{plural(broken, 'budget')} broken"] if broken else []
+    parts += [f"{plural(missing, 'run')} not made"] if missing else []
+    return f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
 
 
 def plural(number: int, what: str) -> str:

@@ -111,7 +111,7 @@ def test_a_device_that_is_right_passes(case: Case, tmp_path: Path) -> None:
     outcomes = {name: check.outcome for name, check in checks.items()}
     assert outcomes == dict.fromkeys(NAMES, "pass") | ({} if ours else {verify_holes.NAME: "skip"})
     if ours:
-        assert number(r"^([\d,]+) pages", checks[verify_holes.NAME].message) >= FILL * 3 // 4 // 4096
+        assert number(r"^([\d,]+) pages", checks[verify_holes.NAME].message) >= FILL // 2 // 4096
         assert number(r"holes: ([\d,]+) free", checks[verify_pages.NAME].message) >= FILL // 2 // 4096
     if "init_on_free" not in case.append:
         known = (verifier.canary_bytes + PIECE) // 4096
@@ -151,8 +151,10 @@ def test_a_page_too_many_is_caught_by_each_proof(tmp_path: Path) -> None:
     with booted(setup, tmp_path) as guest:
         verifier = Verifier(guest.rig, tmp_path)
         guest.wait(verifier.start())
+        # What was lost before the first look nobody can have seen go.
+        before = guest.rig.device.log_text().count(one_page_too_many.SAID)
         end = time.monotonic() + FAULT_SECONDS
-        while one_page_too_many.SAID not in guest.rig.device.log_text():
+        while guest.rig.device.log_text().count(one_page_too_many.SAID) == before:
             assert time.monotonic() < end, "the device has released nothing beside the canary"
             used = guest.wait(guest.rig.agent.fill("anonymous", FILL, seed=1))
             free_and_await(guest, [used.handle], FILL // 2)

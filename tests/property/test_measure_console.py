@@ -14,7 +14,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloonlab.measure.console import FINDINGS_PER_KIND, TEXT_CHARACTERS, findings, printable
+from balloonlab.measure.console import FINDINGS_PER_KIND, TEXT_CHARACTERS, findings
+from balloonlab.printable import printable
 
 WORDS = st.sampled_from(
     [

@@ -70,6 +70,13 @@ def test_the_device_ends_with_its_connection(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["device.log"]
 
 
+def test_another_program_gets_the_same_options(tmp_path: Path) -> None:
+    usual = DeviceProcess(tmp_path, discard="auto", trace=True).argv(3)
+    other = DeviceProcess(tmp_path, discard="auto", trace=True, program=("-m", "other")).argv(3)
+    assert other == [usual[0], "-m", "other", *usual[3:]]
+    assert f"--trace={tmp_path / 'device.trace'}" in other
+
+
 def test_closing_what_was_never_started_is_nothing(tmp_path: Path) -> None:
     device = DeviceProcess(tmp_path, discard="auto")
     asyncio.run(device.close())

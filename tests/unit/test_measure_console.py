@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from balloonlab.measure.console import CHECK, console_check, findings, printable
+from balloonlab.measure.console import CHECK, console_check, findings
 from balloonlab.measure.report import FindingKind
+from balloonlab.printable import printable
 from tests.measured import PANIC
 
 OOPS = """\
@@ -96,5 +97,5 @@ def test_the_check_names_the_first_that_fails_and_lets_warnings_be() -> None:
     assert console_check(findings("WARNING: CPU: 0 PID: 1 at x")).outcome == "pass"
     check = console_check(findings(PANIC))
     assert (check.name, check.outcome) == (CHECK, "fail")
-    assert check.message.startswith("oom-kill at line 4 of the console: [    7.489898] oom-kill:constraint=")
+    assert check.message.startswith("oom-kill at line 4 of console.log: [    7.489898] oom-kill:constraint=")
     assert check.message.endswith(", and 2 more")

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from balloonlab.measure.console import printable
+from balloonlab.measure import words
 from balloonlab.measure.evidence import Evidence, read_evidence
 from balloonlab.measure.fitting import Part, fit, size
 from balloonlab.measure.markdown import CONSOLES, LIMIT_BYTES, escape, summary
 from balloonlab.measure.report import Check, Report
 from balloonlab.measure.sparkline import sparkline
+from balloonlab.printable import printable
 from tests import measured
 
 OURS = {"details", "summary", "pre", "code"}
@@ -51,7 +52,7 @@ ANY = st.text(max_size=60) | st.sampled_from(
 def rendered(text: str) -> Element:
     """Return the page that a reader makes of Markdown, as a tree; what tags it has are checked."""
     page = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough").render(text)
-    tree = html5lib.parse(page, namespaceHTMLElements=False)
+    tree: Element = html5lib.parse(page, namespaceHTMLElements=False)
     assert {element.tag for element in tree.iter()} <= RENDERED
     return tree
 
@@ -79,15 +80,25 @@ def test_what_passed_has_nothing_wrong() -> None:
     assert "<pre>" not in text
 
 
+def test_the_verdict_says_what_of_it_was_not_as_it_should_be() -> None:
+    run = measured.run()
+    broken = [Check(name="budget t90_seconds", outcome="fail", message="x")]
+    over = measured.report([run], passed=False, arms=[measured.arm_result("ours", [run], broken)])
+    assert words.verdict(over) == "failed: 1 budget broken (1 run)"
+    early = measured.report([run], passed=False, planned=3)
+    assert words.verdict(early) == "failed: 2 runs not made (1 run)"
+    assert words.verdict(measured.failed_report()) == "failed: 3 of 5 runs, 1 budget broken"
+
+
 def test_the_console_is_shown_where_there_is_something_to_see(tmp_path: Path) -> None:
     report = measured.failed_report()
     tree = rendered(summary(report, read_evidence(report, measured.write_failed(tmp_path))))
     titles = ["".join(title.itertext()) for title in tree.iter("summary")]
     assert titles == [
         "Figures of each phase",
-        "ours run 2: the guest panicked: it said nothing for 60 s, 4 findings",
-        "ours run 3: measured to the end, 2 findings",
-        "off run 2: the guest hung: it said nothing for 60 s, 0 findings",
+        "ours run 2: the guest panicked: it said nothing for 60 s; failed: console; 4 findings",
+        "ours run 3: measured to the end; failed: console; 2 findings",
+        "off run 2: the guest hung: it said nothing for 60 s; 0 findings",
     ]
     panic, hostile, _ = ["".join(text.itertext()).splitlines() for text in tree.iter("pre")]
     assert panic[-1] == measured.PANIC.splitlines()[-1]

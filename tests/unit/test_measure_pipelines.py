@@ -71,7 +71,10 @@ def test_junit_says_what_is_wrong_and_shows_the_console(failed: tuple[Report, li
     skipped = root.xpath("//testcase[@name='verify-dump']/skipped/@message")
     assert skipped == ["no room for a dump # of | the <guest>"]
     console = root.xpath("string(//testcase[@name='run 2 ends as measured']/system-out)")
-    assert "panic at line 122: [    9.146768] Kernel panic - not syncing: sysrq triggered crash" in console
+    assert (
+        "panic at line 122 of console.log: [    9.146768] Kernel panic - not syncing: sysrq triggered crash"
+        in console
+    )
     assert console.splitlines()[-1] == measured.PANIC.splitlines()[-1]
 
 
@@ -79,7 +82,7 @@ def test_a_warning_is_shown_and_fails_nothing() -> None:
     run = measured.run(console="WARNING: CPU: 0 PID: 1 at mm/x.c:1")
     root = valid(junit(measured.report([run])))
     assert root.get("failures") == "0"
-    assert "warning at line 1: WARNING: CPU: 0" in root.xpath("string(//system-out)")
+    assert "warning at line 1 of console.log: WARNING: CPU: 0" in root.xpath("string(//system-out)")
 
 
 def test_figures_are_exact_properties() -> None:
@@ -90,6 +93,17 @@ def test_figures_are_exact_properties() -> None:
     assert float(values["run 1 peak_bytes"]) == (1 << 44) + 4096
     assert float(values["peak_bytes"]) == (1 << 44) + 4096
     assert "run 1 t90_seconds" not in values
+
+
+def test_a_run_that_does_not_count_is_judged_and_its_figures_are_no_properties() -> None:
+    extra = msgspec.structs.replace(measured.run(number=2), counted=False)
+    report = measured.report([measured.run(), extra])
+    names = {of.get("name", "") for of in valid(junit(report)).xpath("//property")}
+    assert any(name.startswith("run 1 ") for name in names)
+    assert not any(name.startswith("run 2 ") for name in names)
+    blocks = {line.description: line.yaml_block for line in parsed(tap(report)) if line.category == "test"}
+    assert blocks["- ours run 1 ends as measured"]["figures"]
+    assert blocks["- ours run 2 ends as measured"] is None
 
 
 def test_tap_is_what_its_reader_takes(failed: tuple[Report, list[Evidence]]) -> None:
