@@ -82,10 +82,12 @@ class Runner:
         """Make the run. Raises LabError, GuestError or QmpGlueError where it cannot begin."""
         began = time.monotonic()
         self._watcher.begin("boot")
-        async with Rig(self._order.setup, self._order.folder) as rig:
-            ending, why = await self._explained(rig, began)
-            self._argv = _command_lines(rig)
-        self._keep_files()
+        try:
+            async with Rig(self._order.setup, self._order.folder) as rig:
+                ending, why = await self._explained(rig, began)
+                self._argv = _command_lines(rig)
+        finally:
+            self._keep_files()
         return self._result(ending, why, self._found(rig.console))
 
     async def _explained(self, rig: Rig, began: float) -> tuple[Ending, str]:
