@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import re
 import time
@@ -11,13 +13,16 @@ from typing import Literal
 
 import pytest
 
+from balloonlab.errors import LabError
 from balloonlab.measure import verify_dump, verify_holes, verify_pages
 from balloonlab.measure.report import Check
 from balloonlab.measure.verify import CONTENTS, Verifier
-from balloonlab.rig import Setup
+from balloonlab.rig import Rig, Setup
+from guest_images.errors import GuestError
 from guest_images.kernel import CLOUD, GENERIC
 from hostdev.wire.trace import Kind
 from qmp_glue.board import PLAIN, Board, equal_nodes
+from qmp_glue.errors import QmpGlueError
 from tests.guest.guests import MIB, Booted, await_named, booted, setup_for, traced
 from tests.guest.prepare import ALL_SUITES
 from tests.seeded import one_page_too_many
@@ -170,3 +175,30 @@ def test_a_page_too_many_is_caught_by_each_proof(tmp_path: Path) -> None:
         first = re.search(r"the first at guest address (0x[0-9a-f]+)", checks[name].message)
         assert first is not None
         assert int(first[1], 16) in lost
+
+
+@pytest.mark.full
+def test_a_page_too_many_is_caught_although_the_guest_dies_of_it(tmp_path: Path) -> None:
+    """Whichever page is next: whoever looks every second has seen it go before the kernel misses it."""
+    setup = dataclasses.replace(Case().setup, program=(*one_page_too_many.PROGRAM, one_page_too_many.ANY))
+
+    async def main() -> list[Check]:
+        async with Rig(setup, tmp_path) as rig:
+            verifier = Verifier(rig, tmp_path)
+            watching = asyncio.create_task(verifier.watch())
+            with contextlib.suppress(GuestError, LabError, QmpGlueError):
+                await rig.boot()
+                await verifier.start()
+                for _ in range(5):
+                    used = await rig.agent.fill("anonymous", FILL, seed=1)
+                    await rig.agent.free(used.handle)
+                    await asyncio.sleep(2)
+            watching.cancel()
+            await asyncio.wait([watching])
+            return await verifier.conclude()
+
+    checks = {check.name: check for check in asyncio.run(main())}
+    for check in checks.values():
+        print(check)
+    assert checks[verify_holes.NAME].outcome == "fail"
+    assert re.match(WORDS[verify_holes.NAME], checks[verify_holes.NAME].message)
