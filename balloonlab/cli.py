@@ -1,7 +1,8 @@
 """The command balloonlab: everything that boots, drives and measures guests.
 
 Exit status: 0 pass, 1 a check failed, 2 usage or set-up, 3 this machine can't run it, 130 and 143 ended by Ctrl-C and
-SIGTERM. An expected error is one message that names the cause and the fix; anything else keeps its traceback.
+SIGTERM; --exit-style bisect has others (measure/exit_style.py). An expected error is one message that names the cause
+and the fix; anything else keeps its traceback.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     from rich.console import Console  # noqa: PLC0415
 
-    from balloonlab.errors import EXPECTED, exit_status  # noqa: PLC0415
+    from balloonlab.errors import EXPECTED  # noqa: PLC0415
+    from balloonlab.measure.exit_style import Aborting, asked_for, exit_status  # noqa: PLC0415
     from balloonlab.progress import Progress  # noqa: PLC0415
 
-    options = _parser().parse_args(argv)
-    try:
-        return int(options.run(options, Progress(Console(soft_wrap=False))))
-    except EXPECTED as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
-        return exit_status(error)
+    style = asked_for(sys.argv[1:] if argv is None else argv)
+    with Aborting(style):
+        options = _parser().parse_args(argv)
+        try:
+            return int(options.run(options, Progress(Console(soft_wrap=False))))
+        except EXPECTED as error:
+            print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
+            return exit_status(style, error)
 
 
 def _parser() -> Parser:
@@ -62,12 +66,15 @@ def _parser() -> Parser:
         simulate,
         vhost_user_json,
     )
+    from balloonlab.measure import command as measure  # noqa: PLC0415
+    from balloonlab.measure import compare  # noqa: PLC0415
     from balloonlab.options import Parser  # noqa: PLC0415
 
     parser = Parser(prog=PROGRAM, description="Boot guests, drive them, and measure what they cost the host.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     demo.add_parser(commands)
+    measure.add_parser(commands)
     doctor.add_parsers(commands)
     check.add_parser(commands)
     attach.add_parsers(commands)
@@ -77,6 +84,7 @@ def _parser() -> Parser:
     decode.add_parser(commands)
     simulate.add_parser(commands)
     fidelity.add_parser(commands)
+    compare.add_parser(commands)
     return parser
 
 

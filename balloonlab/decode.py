@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from balloonlab.errors import UsageError
 from balloonlab.options import Commands
+from balloonlab.printable import printable
 from balloonlab.progress import Progress
 from balloonlab.sizes import human
 from balloonlab.trace_check import TraceCheck, violations
@@ -37,28 +39,58 @@ class Record:
     value: Any
 
 
-def read_trace(path: Path) -> Iterator[Record]:
-    """Yield the records of a trace file. Raises UsageError for a file that is none."""
+class TraceReader:
+    """Reads a trace that may still be written. records() continues where it ended before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = wire.TRACE_HEADER_SIZE
+
+    def header(self) -> wire.TraceHeader:
+        """Return the file's header. Raises UsageError for a file that is no trace."""
+        return _header(self._read(0, wire.TRACE_HEADER_SIZE), self._path)
+
+    def records(self) -> Iterator[Record]:
+        """Yield the whole records that were not yielded yet. Raises UsageError."""
+        header = self.header()
+        data = self._read(self._position, header.used - self._position)
+        position = 0
+        while position + wire.RECORD_HEADER_SIZE <= len(data):
+            kind, ring, size, moment = wire.RECORD_HEADER_STRUCT.unpack_from(data, position)
+            position += wire.RECORD_HEADER_SIZE
+            try:
+                value = wire.PAYLOADS[Kind(kind)].decode(data[position : position + size])
+                _check_names(value)
+            except (ValueError, LayoutError) as error:
+                raise UsageError(
+                    f"{self._path} is damaged at byte {self._position + wire.RECORD_HEADER_SIZE}: {error}"
+                ) from error
+            position += size
+            self._position += wire.RECORD_HEADER_SIZE + size
+            yield Record(moment / 1e6, Kind(kind), None if ring == NO_RING else ring, value)
+
+    def _read(self, start: int, size: int) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                there = os.fstat(file.fileno()).st_size - start  # the header may say anything
+                file.seek(start)
+                return file.read(max(0, min(size, there)))
+        except OSError as error:
+            raise UsageError(
+                f"{self._path}: {error.strerror}: name a file that vhost-user-balloon --trace wrote"
+            ) from error
+
+
+def _header(data: bytes, path: Path) -> wire.TraceHeader:
     try:
-        data = path.read_bytes()
-        header = wire.TRACE_HEADER.decode(data[: wire.TRACE_HEADER_SIZE])
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}: name a file that vhost-user-balloon --trace wrote"
-        ) from error
+        return wire.TRACE_HEADER.decode(data)
     except LayoutError as error:
         raise UsageError(f"{path} is no trace: name a file that vhost-user-balloon --trace wrote") from error
-    position, end = wire.TRACE_HEADER_SIZE, min(header.used, len(data))
-    while position + wire.RECORD_HEADER_SIZE <= end:
-        kind, ring, size, moment = wire.RECORD_HEADER_STRUCT.unpack_from(data, position)
-        position += wire.RECORD_HEADER_SIZE
-        try:
-            value = wire.PAYLOADS[Kind(kind)].decode(data[position : position + size])
-            _check_names(value)
-        except (ValueError, LayoutError) as error:
-            raise UsageError(f"{path} is damaged at byte {position}: {error}") from error
-        yield Record(moment / 1e6, Kind(kind), None if ring == NO_RING else ring, value)
-        position += size
+
+
+def read_trace(path: Path) -> Iterator[Record]:
+    """Yield the records of a trace file. Raises UsageError for a file that is none."""
+    return TraceReader(path).records()
 
 
 def _check_names(value: object) -> None:
@@ -91,13 +123,8 @@ def _words(record: Record) -> str:
         case wire.Answer(head):
             return f"  answer chain {head}"
         case wire.Fault(text):
-            return f"fault: {_printable(text.decode(errors='replace'))}"
+            return f"fault: {printable(text.decode(errors='replace'))}"
     raise AssertionError(record)
-
-
-def _printable(text: str) -> str:
-    """Escape what would do something to a terminal: a trace may be somebody else's."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _message(message: wire.Message) -> str:

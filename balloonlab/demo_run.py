@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -24,10 +22,10 @@ from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human
 from balloonlab.timeline import Sample, has_settled, settle_seconds
 from balloonlab.verdict import FREEING_NOTHING, RETURNED_SHARE, judge
+from balloonlab.watcher import Nobody, Watcher
 from guest_images.agent_client import FillKind
-from guest_images.errors import AgentError, AgentRefusedError
+from guest_images.errors import AgentRefusedError
 from hostdev.wire.balloon import Feature
-from qmp_glue.errors import VmError
 
 # A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
 FLOOR_SECONDS = 60.0
@@ -41,34 +39,6 @@ DEFAULT_REPORTING_ORDER = 9
 REPORTING_ORDER = "/sys/module/page_reporting/parameters/page_reporting_order"
 MAX_ORDER = 10
 PAGE_SHIFT = 12
-
-Value = TypeVar("Value")
-
-
-class Watcher(Protocol):
-    """Who is told how a run goes on: progress.Progress, or nobody."""
-
-    def begin(self, phase: str) -> None:
-        """A phase begins."""
-
-    def end(self, text: str) -> None:
-        """The phase has ended."""
-
-    def sample(self, sample: Sample) -> None:
-        """A sample was taken."""
-
-
-class Nobody:
-    """A watcher that looks away."""
-
-    def begin(self, phase: str) -> None:
-        """Nothing to show."""
-
-    def end(self, text: str) -> None:
-        """Nothing to show."""
-
-    def sample(self, sample: Sample) -> None:
-        """Nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +101,7 @@ class Measurement:
         self._sampler = Sampler(rig, start=began, watch=self._watcher.sample)
         self._sampler.phase = "boot"
         self.measured.samples = self._sampler.samples
-        sampling = asyncio.create_task(self._sampler.run())
-        try:
-            return await self._beside(sampling, self._phases())
-        finally:
-            await _end(sampling)
+        return await self._sampler.during(self._phases())
 
     def _remember_commands(self) -> None:
         process_argv = Path(f"/proc/{self._rig.vm.pid}/cmdline").read_bytes()
@@ -143,22 +109,6 @@ class Measurement:
         if self._setup.balloon == "vhost-user":
             self.measured.device_argv = self._rig.device.argv(3)
         self.measured.ram_file = str(self._rig.vm.ram_file)
-
-    async def _beside(self, sampling: asyncio.Task[None], phases: Awaitable[Value]) -> Value:
-        """Run the phases; if the sampler ends first, what it ended with explains why they cannot go on."""
-        work = asyncio.ensure_future(phases)
-        try:
-            await asyncio.wait([work, sampling], return_when=asyncio.FIRST_COMPLETED)
-            if sampling.done() and not work.done():
-                sampling.result()
-            return await work
-        except (AgentError, VmError) as error:
-            # Whoever noticed first: what has ended explains it better.
-            if (why := await self._rig.why_ended()) is not None:
-                raise why from error
-            raise
-        finally:
-            await _end(work)
 
     # Phases
 
@@ -322,14 +272,6 @@ class Measurement:
             proportional_bytes=self._rig.device.proportional_bytes() if self._with_device else 0,
             negotiated_features=[feature.name or "" for feature in Feature if feature & counters.features],
         )
-
-
-async def _end(task: asyncio.Future[Value]) -> None:
-    """Cancel a task, wait for its end, and look at what it ended with, or asyncio complains that nobody did."""
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.exception()
 
 
 def _regained(before: Sample, last: Sample) -> int:

@@ -4,6 +4,7 @@ LabError
 ├── UsageError         an option or a path cannot be used as given (2)
 ├── DeviceError        the device did not start or ended early (2)
 ├── GuestSetupError    the guest came up but cannot do what the experiment needs (2)
+├── GuestHungError     the guest does not answer, not at all or not any more (2)
 └── GuestEndedError    the guest panicked or powered off before its time (2)
 """
 
@@ -30,6 +31,10 @@ class DeviceError(LabError):
 
 class GuestSetupError(LabError):
     """The guest came up but cannot do what the experiment needs."""
+
+
+class GuestHungError(LabError):
+    """The guest does not answer, not at all or not any more; QEMU and the device live."""
 
 
 class GuestEndedError(LabError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from balloonlab import signals
 from balloonlab.comparison import Comparison, compare, sentences
-from balloonlab.demo_run import DEFAULT_REPORTING_ORDER, MAX_ORDER, REPORTING_ORDER, Nobody, Plan, Watcher
+from balloonlab.demo_run import DEFAULT_REPORTING_ORDER, MAX_ORDER, REPORTING_ORDER, Plan
 from balloonlab.errors import GuestSetupError, UsageError
 from balloonlab.options import Commands, add_fill_options, add_guest_options, guest_options
 from balloonlab.progress import Progress
@@ -27,6 +27,7 @@ from balloonlab.runs import environment, make_folder
 from balloonlab.setup import prepare
 from balloonlab.sizes import human, parse_size
 from balloonlab.timeline import QUIET_SECONDS
+from balloonlab.watcher import Nobody, Watcher
 from guest_images.errors import AgentRefusedError
 from guest_images.page_reporting import DEFAULT_DELAY, Pass
 from guest_images.proc_state import ProcState

@@ -10,6 +10,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 # proc(5): after the name in parentheses, utime, stime, cutime and cstime are fields 14 to 17 of stat, so 11 to 14 of what
 # follows; the last two are of the children that have ended and were waited for.
 _OWN, _ALL = slice(11, 13), slice(11, 15)
+# minflt and majflt are fields 10 and 12.
+_FAULTS = (7, 9)
 
 
 def children(pid: int) -> list[int]:
@@ -30,6 +32,12 @@ def family_seconds(pid: int) -> float:
 def _seconds(pid: int, fields: slice) -> float:
     words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return sum(int(word) for word in words[fields]) / _TICKS
+
+
+def faults(pid: int) -> int:
+    """Page faults that a process has taken, minor and major."""
+    words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return sum(int(words[field]) for field in _FAULTS) if words else 0
 
 
 def anonymous_bytes(pid: int) -> int:

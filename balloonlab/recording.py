@@ -11,14 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from balloonlab.decode import read_trace
+from balloonlab.decode import TraceReader
 from balloonlab.errors import UsageError
 from guest_images.free_lists import PAGE_SIZE
 from guest_images.guest_pages import AccountedPages
 from guest_images.modelled_guest import ModelledGuest
 from guest_images.page_reporting import Parameters, Pass
 from guest_images.proc_state import ProcState, zones_after
-from hostdev.wire import trace as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.trace import Kind
 
@@ -81,11 +80,11 @@ def traced_passes(trace: Path, since: float, gap: float) -> list[Pass]:
 
     since: seconds since the epoch. gap: seconds without a report that separate two passes.
     """
-    header = wire.TRACE_HEADER.decode(trace.read_bytes()[: wire.TRACE_HEADER_SIZE])
-    offset = since - header.started / 1e9
+    reader = TraceReader(trace)
+    offset = since - reader.header().started / 1e9
     chains = [
         (record.seconds - offset, [entry.length for entry in record.value.entries])
-        for record in read_trace(trace)
+        for record in reader.records()
         if record.kind is Kind.CHAIN and record.value.role == Role.REPORTING and record.seconds >= offset
     ]
     return group(chains, gap)

@@ -113,9 +113,14 @@ def _verb(device: DeviceResult) -> str:
 
 def write_json(value: Any, path: Path) -> None:  # noqa: ANN401  (any msgspec value)
     """Write a value as indented JSON; a reader sees all of it or nothing."""
+    write_whole(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", path)
+
+
+def write_whole(content: bytes, path: Path) -> None:
+    """Write a file of which a reader sees all or nothing, or what was there before."""
     fresh = path.with_name(f".{path.name}.new")
     try:
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        fresh.write_bytes(content)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Literal
 
 from balloonlab.device import PROGRAM, DeviceProcess
-from balloonlab.errors import DeviceError, GuestEndedError, GuestSetupError, UsageError
+from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError, GuestSetupError, UsageError
+from balloonlab.printable import printable
 from guest_images.agent_client import AgentClient, Hello
 from guest_images.build import GuestImage
 from guest_images.errors import AgentError, AgentTimeoutError
-from guest_images.initramfs import kernel_command_line
+from guest_images.initramfs import AGENT_WANTED, kernel_command_line
 from qmp_glue.board import PLAIN, Board
 from qmp_glue.commandline import BuiltInBalloon, Machine, VhostUserBalloon, arguments
 from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
@@ -117,9 +118,9 @@ class Rig:
         self.agent = AgentClient(host_end)
         self._stack.push_async_callback(self.agent.close)
 
-    async def boot(self) -> Hello:
+    async def boot(self, *, deadline: float = BOOT_SECONDS) -> Hello:
         """Wait for the agent's greeting. Raises what explains it if device, QEMU or guest end before, or hang."""
-        self.hello = await self._greeting()
+        self.hello = await self._greeting(deadline)
         return self.hello
 
     def _balloon(self) -> socket.socket | None:
@@ -143,7 +144,7 @@ class Rig:
             accelerator=self.setup.accelerator,
             kernel=self.setup.image.kernel,
             initrd=self.setup.image.initrd,
-            append=kernel_command_line(*self._reset_words(), *self.setup.append),
+            append=kernel_command_line(AGENT_WANTED, *self._reset_words(), *self.setup.append),
             balloon=device,
             console=self.console,
             agent=agent,
@@ -170,21 +171,24 @@ class Rig:
             balloon.close()
         return vm
 
-    async def _greeting(self) -> Hello:
+    async def _greeting(self, deadline: float) -> Hello:
         try:
-            return await self.agent.hello(deadline=BOOT_SECONDS)
+            return await self.agent.hello(deadline=deadline)
         except AgentError as error:
             if (why := await self.why_ended()) is not None:
                 raise why from error
             if isinstance(error, AgentTimeoutError):
-                raise GuestSetupError(f"{error}; {self._console_tail()}") from error
+                raise GuestHungError(f"{error}; {self.console_tail()}") from error
             raise
 
-    def _console_tail(self) -> str:
+    def console_tail(self) -> str:
+        """Return the last lines of the guest's console, or a panic's first, as the end of a message."""
         text = self.vm.console_text()
         panic = text.find("Kernel panic")
         lines = text.splitlines()[-CONSOLE_LINES:] if panic < 0 else text[panic:].splitlines()[:CONSOLE_LINES]
-        return "\n  ".join(["put right what its console names:", *(lines or ["(nothing)"])])
+        return "\n  ".join(
+            ["put right what its console names:", *(map(printable, lines) if lines else ["(nothing)"])]
+        )
 
     async def check(self) -> None:
         """Raise what explains it if the device, QEMU or the guest has ended."""
@@ -204,7 +208,7 @@ class Rig:
             await self.vm.wait(seconds=END_SECONDS)
         if self.vm.returncode == 0:
             return GuestEndedError(
-                f"the guest panicked or powered off before its time; {self._console_tail()}"
+                f"the guest panicked or powered off before its time; {self.console_tail()}"
             )
         if self.vm.returncode is not None:
             return QemuExitedError(self.vm.returncode, self.vm.last_lines())
@@ -221,7 +225,7 @@ class Rig:
                 await asyncio.wait_for(reset.get(), RESET_SECONDS)
             except TimeoutError as error:
                 raise GuestSetupError(
-                    f"the guest has not reset the machine in {RESET_SECONDS:g} s; {self._console_tail()}"
+                    f"the guest has not reset the machine in {RESET_SECONDS:g} s; {self.console_tail()}"
                 ) from error
         return await self.boot()
 

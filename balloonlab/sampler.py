@@ -1,21 +1,29 @@
 """Takes the samples of a run while phases go on: footprint ten times a second, guest and device twice.
 
 It only looks: the footprint is one stat of the RAM file, the guest's numbers one small call to its agent. Used by
-demo.py.
+demo_run.py and measure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
+from balloonlab.errors import GuestHungError
 from balloonlab.rig import Rig
 from balloonlab.timeline import Sample
-from guest_images.errors import AgentTimeoutError
+from guest_images.errors import AgentError, AgentTimeoutError
+from qmp_glue.errors import VmError
 
 FOOTPRINT_SECONDS = 0.1
 GUEST_SECONDS = 0.5
+# A guest that is busy or short of memory has been seen to answer after 2 s; one that says nothing for so long, to calls
+# that are given up after 15 s each, hangs.
+HANG_SECONDS = 45.0
+
+Value = TypeVar("Value")
 
 
 class Sampler:
@@ -30,22 +38,50 @@ class Sampler:
         self._rig = rig
         self._start = start
         self._watch = watch
+        self._answered = 0.0
 
     def now(self) -> float:
         """Seconds since the run's start."""
         return time.monotonic() - self._start
 
     async def run(self) -> None:
-        """Sample for ever. Ends by cancellation, or with what explains that device, QEMU or guest have ended."""
+        """Sample for ever. Ends by cancellation, or with what explains that device, QEMU or guest have ended or hang."""
         next_look = 0.0
         while True:
             await self._rig.check()
+            self._check_answers()
             if self._rig.hello is not None and self.now() >= next_look:
                 next_look = self.now() + GUEST_SECONDS
                 await self.look()
             else:
                 self._keep(Sample(self.now(), self.phase, self._rig.vm.footprint()))
             await asyncio.sleep(FOOTPRINT_SECONDS)
+
+    async def during(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Sample while a piece of work on the rig goes on. If the sampler ends first, what it ended with says why."""
+        sampling = asyncio.create_task(self.run())
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait([working, sampling], return_when=asyncio.FIRST_COMPLETED)
+            if sampling.done() and not working.done():
+                sampling.result()
+            return await working
+        except (AgentError, VmError) as error:
+            # Whoever noticed first: what has ended explains it better.
+            if (why := await self._rig.why_ended()) is not None:
+                raise why from error
+            raise
+        finally:
+            await _end(working)
+            await _end(sampling)
+
+    def _check_answers(self) -> None:
+        if self._rig.hello is None:
+            self._answered = self.now()
+        elif self.now() - self._answered > HANG_SECONDS:
+            raise GuestHungError(
+                f"the guest has answered nothing for {HANG_SECONDS:g} s; {self._rig.console_tail()}"
+            )
 
     async def look(self) -> Sample:
         """Take one sample of everything. The guest's number is left out if the guest is too busy to answer."""
@@ -72,12 +108,23 @@ class Sampler:
                 await asyncio.wait([asking], timeout=FOOTPRINT_SECONDS)
                 if not asking.done():
                     self._keep(Sample(self.now(), self.phase, self._rig.vm.footprint()))
-            return asking.result()["MemFree"]
+            free = asking.result()["MemFree"]
         except AgentTimeoutError:
             return None
+        else:
+            self._answered = self.now()
+            return free
         finally:
             asking.cancel()
 
     def _keep(self, sample: Sample) -> None:
         self.samples.append(sample)
         self._watch(sample)
+
+
+async def _end(task: asyncio.Task[Value]) -> None:
+    """Cancel a task, wait for its end, and look at what it ended with, or asyncio complains that nobody did."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()

@@ -1,4 +1,4 @@
-"""A run as samples over time, and what can be read off them: settled or not, how long it took, a CSV.
+"""A run as samples over time, and what can be read off them: settled or not, how long it took, a CSV and back.
 
 Pure: sampler.py takes the samples. Times are seconds since the run's start.
 """
@@ -6,7 +6,7 @@ Pure: sampler.py takes the samples. Times are seconds since the run's start.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -34,15 +34,15 @@ class Sample:
 COLUMNS = tuple(field.name for field in fields(Sample))
 
 
-def has_settled(samples: Sequence[Sample], since: float) -> bool:
-    """True if for QUIET_SECONDS, all after since, neither the footprint changed nor the guest named pages.
+def has_settled(samples: Sequence[Sample], since: float, quiet: float = QUIET_SECONDS) -> bool:
+    """True if for so many seconds, all after since, neither the footprint changed nor the guest named pages.
 
     Judged by what the guest names and not only by the footprint: a device that frees nothing settles as late as one
     that does.
     """
     if not samples:
         return False
-    start = samples[-1].seconds - QUIET_SECONDS
+    start = samples[-1].seconds - quiet
     if start < since:
         return False
     footprints = _from([(sample.seconds, sample.footprint_bytes) for sample in samples], start)
@@ -78,3 +78,28 @@ def write_csv(samples: Sequence[Sample], path: Path) -> None:
         for sample in samples:
             seconds, *rest = astuple(sample)
             writer.writerow([f"{seconds:.3f}", *rest])
+
+
+def read_csv(path: Path) -> list[Sample]:
+    """Read what write_csv wrote. Raises OSError, and ValueError for a file that is something else."""
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        try:
+            return _samples(rows)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _samples(rows: Iterator[list[str]]) -> list[Sample]:
+    if tuple(next(rows, ())) != COLUMNS:
+        raise ValueError(f"it does not begin with the columns of a timeline: {', '.join(COLUMNS)}")
+    return [_sample(row) for row in rows]
+
+
+def _sample(row: list[str]) -> Sample:
+    """Return the sample of a row. Raises ValueError."""
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"a row of {len(row)} columns is none of a timeline, which has {len(COLUMNS)}")
+    seconds, phase, footprint, *rest = row
+    memfree, named, released, reports = (int(cell) if cell else None for cell in rest)
+    return Sample(float(seconds), phase, int(footprint), memfree, named, released, reports)

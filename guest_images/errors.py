@@ -3,7 +3,8 @@
 GuestError
 ├── ImageError             a guest cannot be made
 │   ├── ElfError               an ELF file or kernel module is not what it should be
-│   ├── KernelError            a kernel image cannot be unpacked or has an unknown layout
+│   ├── KernelError            a kernel cannot be found, is not one, or cannot be unpacked
+│   ├── GuestFileError         a file that is to be put into a guest cannot be
 │   └── ModuleMissingError     a kernel lacks a module, or its modules depend on each other in a circle
 └── AgentError             a call to the agent inside a guest failed
     ├── AgentRefusedError      the agent answered with an error
@@ -30,7 +31,11 @@ class ElfError(ImageError):
 
 
 class KernelError(ImageError):
-    """A kernel image cannot be unpacked or has an unknown layout."""
+    """A kernel cannot be found, is not one, or cannot be unpacked."""
+
+
+class GuestFileError(ImageError):
+    """A file that is to be put into a guest cannot be."""
 
 
 class ModuleMissingError(ImageError):

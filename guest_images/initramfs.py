@@ -29,6 +29,8 @@ EMPTY_DIRECTORIES = ("dev", "proc", "sys", "mnt", "tmp", "run")
 # An image of whole pages ends one page below the top of a microvm's RAM, any other within the last one (QEMU 11.1,
 # hw/i386/x86-common.c): there its firmware has put the ACPI tables, and what is left of them is a matter of luck.
 PAGE = 4096
+# For the command line of a guest that somebody waits for: without its agent it ends, and does not offer a shell.
+AGENT_WANTED = "guest_agent=wanted"
 CONSOLE = (5, 1)  # Documentation/admin-guide/devices.txt: /dev/console, which init's own output needs
 
 

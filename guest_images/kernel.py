@@ -1,8 +1,8 @@
-"""Kernels to boot: Debian's kernel of a suite, of the cloud flavour or another, or a user's own image with its modules.
+"""Kernels to boot: Debian's kernel of a suite, of the cloud flavour or another, or a user's own image and its modules.
 
 Only the packages that hold the image and the modules are fetched, and unpacked without root. The compressed image is
 unpacked to a `vmlinux` that QEMU boots in PVH mode, which saves the guest the decompression (1.3 s under TCG).
-`guest_images.build` uses it.
+It looks for nothing: `guest_images.sources` finds image and modules in what people have. `guest_images.build` uses both.
 
 Layouts: up to Linux 6.12 Debian ships /boot/vmlinuz-VERSION and lib/modules/VERSION in one package; from 7.x on the image
 lies beside its modules, in several packages. bzImage header: Documentation/arch/x86/boot.rst of Linux 6.12.
@@ -40,6 +40,7 @@ GENERIC = "amd64"
 # linux-base-VERSION holds modules.builtin from 7.x on; plain linux-base is a tool for other boot loaders.
 KERNEL_PACKAGE = re.compile(r"linux-(image|binary|modules|base)-\d")
 
+ELF_MAGIC = b"\x7fELF"
 SECTOR = 512
 # boot.rst: payload_offset and payload_length exist since boot protocol 2.08.
 PROTOCOL_WITH_PAYLOAD = 0x0208
@@ -47,9 +48,14 @@ SETUP_HEADER = Struct(
     "setup_sectors" / Pointer(0x1F1, Int8ul),
     "magic" / Pointer(0x202, Const(b"HdrS")),
     "protocol" / Pointer(0x206, Int16ul),
+    "version_offset" / Pointer(0x20E, Int16ul),
     "payload_offset" / Pointer(0x248, Int32ul),
     "payload_length" / Pointer(0x24C, Int32ul),
 )
+# boot.rst, "kernel_version": its offset counts from here, and 0 stands for none.
+VERSION_BASE = 0x200
+# init/version-timestamp.c of Linux 6.12, linux_banner: in every vmlinux, for /proc/version and the first line of the log.
+BANNER = re.compile(rb"Linux version (\d+\.\d+\S*) \(")
 # The kernel's build appends the uncompressed size to every payload; gzip's own trailer is that size already
 # (scripts/Makefile.lib, size_append, Linux 6.12).
 UNCOMPRESSED_SIZE = Int32ul
@@ -66,12 +72,15 @@ DECOMPRESSORS: dict[bytes, tuple[Callable[[bytes], bytes], int]] = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to boot: `image` is a PVH `vmlinux` if `pvh`, a bzImage otherwise; `suite` is "own" for a user's."""
+    """A kernel to boot: `image` is a PVH `vmlinux` if `pvh`, a bzImage otherwise; `suite` is "own" for a user's.
+
+    modules_dir: None for a kernel of which only the image is there; whatever it needs must then be built in.
+    """
 
     suite: str
     version: str
     image: Path
-    modules_dir: Path
+    modules_dir: Path | None
     pvh: bool
 
 
@@ -101,31 +110,50 @@ def debian_kernel(
 
 def own_kernel(
     image: Path,
-    modules_dir: Path,
+    modules_dir: Path | None,
     *,
     suite: str = "own",
     progress: Callable[[str], None] = lambda _line: None,
 ) -> Kernel:
-    """Return a kernel made of an image (bzImage or vmlinux) and its modules directory (lib/modules/VERSION).
+    """Return a kernel made of an image (bzImage or vmlinux) and its modules directory (lib/modules/VERSION), if any.
 
     Raises KernelError where the image is neither, or damaged.
     """
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        raise KernelError(
-            f"cannot read the kernel image {image} ({error}): give the path of a vmlinuz"
-        ) from error
-    if data.startswith(b"\x7fELF"):
-        return Kernel(suite, modules_dir.name, image, modules_dir, pvh=_boots_pvh(data, image))
+    data = read_image(image)
+    version = image_version(data) or (modules_dir.name if modules_dir is not None else "unknown")
+    if data.startswith(ELF_MAGIC):
+        return Kernel(suite, version, image, modules_dir, pvh=_boots_pvh(data, image))
     place = cache_root() / "kernels" / f"vmlinux-{hashlib.sha256(data).hexdigest()[:16]}"
     if not place.is_file():
         progress(f"unpacking the kernel image {image.name}")
         vmlinux = unpack_image(data, str(image))
         if not _boots_pvh(vmlinux, image):
-            return Kernel(suite, modules_dir.name, image, modules_dir, pvh=False)
+            return Kernel(suite, version, image, modules_dir, pvh=False)
         write_atomically(place, vmlinux)
-    return Kernel(suite, modules_dir.name, place, modules_dir, pvh=True)
+    return Kernel(suite, version, place, modules_dir, pvh=True)
+
+
+def read_image(image: Path) -> bytes:
+    """Return all of a kernel image. Raises KernelError."""
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise KernelError(
+            f"cannot read the kernel image {image} ({error}): give the path of a vmlinuz"
+        ) from error
+
+
+def image_version(data: bytes) -> str | None:
+    """Return the version that a bzImage or a vmlinux names, as `uname -r` will; None where it names none."""
+    if data.startswith(ELF_MAGIC):
+        banner = BANNER.search(data)
+        return banner[1].decode(errors="replace") if banner else None
+    try:
+        offset = SETUP_HEADER.parse(data).version_offset
+    except ConstructError:
+        return None
+    words = data[VERSION_BASE + offset :].partition(b"\0")[0].split() if offset else []
+    return words[0].decode(errors="replace") if words else None
 
 
 def _boots_pvh(vmlinux: bytes, image: Path) -> bool:

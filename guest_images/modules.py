@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-# Needed to be a guest of ours: the balloon itself, the bus it sits on, and the agent's serial port.
-WANTED = ("virtio_pci", "virtio_console", "virtio_balloon")
-# The bus of a microvm, which a kernel may do without on any other machine.
-OPTIONAL = ("virtio_mmio",)
+# What a guest of ours needs, in the order of loading: a bus, that of a microvm or any other machine's, the agent's serial
+# port, and the balloon itself.
+BALLOON = "virtio_balloon"
+MMIO, PCI = "virtio_mmio", "virtio_pci"
+NEEDED = (MMIO, PCI, "virtio_console", BALLOON)
+# Which a kernel may do without on any machine but a microvm.
+OPTIONAL = (MMIO,)
+# Written by the kernel's build at the top of its tree, and installed with the modules (Documentation/kbuild/kbuild.rst).
+LISTING = "modules.builtin"
+ORDER = "modules.order"
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
@@ -85,12 +91,14 @@ def _missing(name: str, above: tuple[str, ...]) -> str:
 
 
 class ModuleTree:
-    """The modules of one kernel, below `directory` (lib/modules/VERSION)."""
+    """The modules of one kernel, below `directory`: lib/modules/VERSION, or the top of a tree in which it was built."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, assume_builtin: bool = False) -> None:
+        """assume_builtin: what is not there is built in, for a directory without modules.builtin to tell."""
         self.directory = directory
-        self._paths = {_stem(path): path for path in directory.rglob("*.ko*") if path.name.endswith(SUFFIXES)}
+        self._paths = {_stem(path): path for path in _files(directory)}
         self._builtin = _builtin_names(directory)
+        self._assume_builtin = assume_builtin
         self._modules: dict[str, tuple[Module, ModuleInfo]] = {}
 
     def info(self, name: str) -> ModuleInfo | None:
@@ -99,15 +107,20 @@ class ModuleTree:
 
     def builtin(self, name: str) -> bool:
         """Return whether a module is part of the kernel image."""
-        return name in self._builtin
+        return name in self._builtin or (self._assume_builtin and name not in self._paths)
 
-    def closure(self, wanted: Iterable[str] = WANTED, optional: Iterable[str] = OPTIONAL) -> list[Module]:
-        """Return the modules to load, in order, of the optional ones those there are.
+    def lacks(self, name: str) -> bool:
+        """Return whether a kernel has no such driver at all."""
+        return name not in self._paths and not self.builtin(name)
+
+    def closure(self, optional: Iterable[str] = OPTIONAL) -> list[Module]:
+        """Return the modules to load, in order: those a guest needs, but of the optional ones those there are.
 
         Raises ModuleMissingError and ElfError.
         """
-        there = [name for name in optional if self.info(name) is not None]
-        return [self._load(name)[0] for name in load_order((*there, *wanted), self.info, self.builtin)]
+        may_lack = {*OPTIONAL, *optional}
+        names = [name for name in NEEDED if name not in may_lack or not self.lacks(name)]
+        return [self._load(name)[0] for name in load_order(names, self.info, self.builtin)]
 
     def _load(self, name: str) -> tuple[Module, ModuleInfo]:
         if name not in self._modules:
@@ -116,12 +129,22 @@ class ModuleTree:
         return self._modules[name]
 
 
+def _files(directory: Path) -> list[Path]:
+    """Return the module files. A tree in which a kernel was built has ten times as many others, and lists them."""
+    order = directory / ORDER
+    if (directory / "Makefile").is_file() and order.is_file():
+        # Objects are listed since Linux 6.3, modules before (scripts/Makefile.build, cmd_modules_order).
+        places = [(directory / line).with_suffix(".ko") for line in order.read_text().split()]
+        return [place for place in places if place.is_file()]
+    return [path for path in directory.rglob("*.ko*") if path.name.endswith(SUFFIXES)]
+
+
 def _stem(path: Path) -> str:
     return path.name.partition(".ko")[0].replace("-", "_")
 
 
 def _builtin_names(directory: Path) -> frozenset[str]:
-    listing = directory / "modules.builtin"
+    listing = directory / LISTING
     if not listing.is_file():
         return frozenset()
     return frozenset(_stem(directory / line) for line in listing.read_text().split())

@@ -32,6 +32,11 @@ AGENT_PORT = "org.vhost-user-balloon.agent.0"
 BALLOON_CHARDEV = "balloon"
 MEMORY_ID = "mem"
 
+# QEMU's default of x86-64, and instructions for random numbers: without them Linux measures the jitter of a loop until it
+# has enough for the first program that asks (drivers/char/random.c, try_to_generate_entropy, 6.12), which is Python. A
+# sixth of a boot's CPU time under emulation; on hardware it is nothing.
+EMULATED_CPU = "qemu64,+rdrand,+rdseed"
+
 # The path of a UNIX socket, or the number of a connected one that QEMU inherits: no path, nothing to clean up.
 Channel: TypeAlias = Path | int
 
@@ -119,6 +124,7 @@ def arguments(machine: Machine) -> list[str]:
         *_board(machine),
         *_memory(machine),
         *("-accel", machine.accelerator, "-smp", str(machine.cpus)),
+        *(("-cpu", EMULATED_CPU) if machine.accelerator == "tcg" else ()),
         *_boot(machine),
         *_console(machine),
         *_balloon(machine),

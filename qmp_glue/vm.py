@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -26,9 +24,10 @@ from qmp_glue import ram
 from qmp_glue.commandline import Machine, arguments, inherited_fds, memory_sizes
 from qmp_glue.errors import DeadlineError, MonitorClosedError, QemuExitedError, VmError
 from qmp_glue.monitor import EXECUTE_SECONDS, Monitor
+from qmp_glue.parent import die_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import IO, Self
 
@@ -45,9 +44,6 @@ KILL_SECONDS = 10.0  # The kernel has to give back all of guest RAM.
 EOF_SECONDS = 2.0  # From a closed monitor to the end of its process.
 LAST_LINES = 15
 LAST_BYTES = 8192
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class VirtualMachine:
@@ -109,7 +105,7 @@ class VirtualMachine:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=inherited_fds(machine),
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509
+                preexec_fn=die_with_parent(),  # noqa: PLW1509
                 process_group=0,  # Ctrl-C is for us: QEMU is then ended in order
             )
         except OSError as error:
@@ -278,14 +274,3 @@ class VirtualMachine:
         """Return where the guest sees its RAM, by guest physical address; Section.file counts ram_files."""
         text = await self.execute("human-monitor-command", {"command-line": "info mtree -f"})
         return ram.parse_flat_view(str(text))
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """Return what the child runs between fork and exec: only two system calls, since other threads may hold locks."""
-
-    def prepare() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the request took hold
-            os._exit(1)
-
-    return prepare

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     started = time.time()
     status = int(pytest.main(arguments, plugins=[recorder]))
     document = {
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "minutes": round((time.time() - started) / 60, 1),
         "machine": f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}",
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit under test, marked if the tree differs from it."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False

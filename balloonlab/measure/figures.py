@@ -31,7 +31,7 @@ class Figure:
 
 
 FIGURES: tuple[Figure, ...] = (
-    Figure("boot_seconds", "seconds", "less", 0.1, "from QEMU's start to the agent in user space"),
+    Figure("boot_seconds", "seconds", "less", 0.1, "from the start of QEMU, and of our device, to the agent in user space"),
     Figure("boot_resident_bytes", "bytes", "less", BLOCK_BYTES, "held by the host when user space answers"),
     Figure("floor_bytes", "bytes", "less", BLOCK_BYTES, "held once the booted guest has settled: end of the first idle phase"),
     Figure("peak_bytes", "bytes", "less", BLOCK_BYTES, "the most that the host held"),

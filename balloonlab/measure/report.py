@@ -1,12 +1,13 @@
 """What measuring leaves behind: result.json, as declared values with exact bytes and seconds.
 
-Declarations only; docs/schema/ has the JSON Schema that follows from them. schema counts up when a field changes its
-meaning or goes; new fields alone do not change it. Written by command.py; read by compare.py and everything that shows
+Declarations only; docs/schema/ has the JSON Schema that follows from them, as python -m balloonlab.measure.report prints
+it. schema counts up when a field changes its meaning or goes; new fields alone do not change it. Written by command.py; read by compare.py and everything that shows
 results.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -47,11 +48,12 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a kernel said on its console or in its log. line: of console.log, from 1."""
+    """What a kernel said on its console or in its log. line: of the file, from 1."""
 
     kind: FindingKind
     line: int
     text: str
+    file: Literal["console.log", "dmesg.log"] = "console.log"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +69,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     figures: by the names of figures.py, PHASE.NAME for those of a phase; None: there was nothing to measure.
     ending, why: how it ended, and in words where that is not "measured". device_argv, qemu_argv: what was started.
+    counted: False for a run that was made to prove something: its guest holds memory for that, so its figures are its own.
     """
 
     arm: Arm
@@ -80,6 +83,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     release_latency: Histogram | None = None
     findings: list[Finding] = []
     checks: list[Check] = []
+    counted: bool = True
     qemu_argv: list[str] = []
     device_argv: list[str] = []
 
@@ -109,7 +113,11 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a measurement. passed: every run and every budget. environment: as runs.environment() has it."""
+    """All of a measurement. passed: all runs that were planned, and every budget.
+
+    planned: how many runs there should be; fewer are there if it was interrupted. environment: as runs.environment() has
+    it. seconds: from the first run's beginning to the last one's end.
+    """
 
     schema: int
     passed: bool
@@ -121,6 +129,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     arms: list[ArmResult]
     runs: list[Run]
+    planned: int = 0
+
+
+def json_schema() -> str:
+    """Return the JSON Schema (2020-12) of result.json, as it is published."""
+    schema = msgspec.json.schema(Report)
+    # A reader of this schema is not to break at a field that is newer than it.
+    title = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"balloonlab measure, schema {SCHEMA}",
+    }
+    return msgspec.json.format(msgspec.json.encode(title | schema), indent=2).decode() + "\n"
 
 
 def read_report(folder: Path) -> Report:
@@ -137,3 +157,7 @@ def read_report(folder: Path) -> Report:
     if report.schema != SCHEMA:
         raise UsageError(f"{path} has schema {report.schema}, this version reads {SCHEMA}: measure again")
     return report
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json_schema())

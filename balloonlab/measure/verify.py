@@ -39,6 +39,7 @@ from elftools.common.exceptions import ELFError
 
 from balloonlab.decode import read_trace
 from balloonlab.errors import LabError
+from balloonlab.measure.ranges import PAGE, Places, counted, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.measure.verify_dump import NAME as DUMP
 from balloonlab.measure.verify_dump import Comparison, Dump, Known, check_dump, has_no_room
@@ -57,7 +58,6 @@ from balloonlab.measure.verify_holes import (
 )
 from balloonlab.measure.verify_pages import NAME as PAGES
 from balloonlab.measure.verify_pages import Flags, Pages, check_pages, judge_pages, survey
-from balloonlab.measure.verify_ranges import PAGE, Places, counted, subtract, total
 from balloonlab.rig import Rig
 from balloonlab.sizes import human
 from balloonlab.trace_check import violations

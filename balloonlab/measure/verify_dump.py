@@ -26,8 +26,8 @@ from typing import IO
 from elftools.elf.elffile import ELFFile
 
 from balloonlab.fleet_options import available_bytes
+from balloonlab.measure.ranges import FILE_SHIFT, PAGE, Places, counted, intersect, subtract, total
 from balloonlab.measure.report import Check
-from balloonlab.measure.verify_ranges import FILE_SHIFT, PAGE, Places, counted, intersect, subtract, total
 from balloonlab.sizes import human
 from guest_images import agent
 from hostdev.discard import Backing, backing_of

@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from balloonlab.measure.ranges import Places, counted, in_file, subtract, total
 from balloonlab.measure.report import Check
-from balloonlab.measure.verify_ranges import Places, counted, in_file, subtract, total
 from balloonlab.sizes import human
 from hostdev.pages import Span, merge
 from hostdev.trace import MAX_RECORD, MAX_TRACE

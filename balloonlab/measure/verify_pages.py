@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 
+from balloonlab.measure.ranges import PAGE, Places, counted, intersect, subtract, total
 from balloonlab.measure.report import Check
-from balloonlab.measure.verify_ranges import PAGE, Places, counted, intersect, subtract, total
 from balloonlab.sizes import human
 from hostdev.pages import Span, merge
 

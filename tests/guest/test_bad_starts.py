@@ -159,6 +159,7 @@ def kernel() -> Kernel:
 
 def test_a_kernel_without_the_balloon_driver(kernel: Kernel, tmp_path: Path) -> None:
     modules = tmp_path / "modules" / kernel.version
+    assert kernel.modules_dir is not None
     left_out = shutil.ignore_patterns("virtio_balloon*")
     shutil.copytree(kernel.modules_dir, modules, ignore=left_out, copy_function=os.symlink)
     status, error = ended(tmp_path, "--kernel", str(kernel.image), "--modules", str(modules))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import stat
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -18,32 +17,7 @@ from hypothesis import strategies as st
 
 from guest_images import cpio
 from guest_images.cpio import CpioError, Entry
-
-
-class Member(NamedTuple):
-    name: str
-    ino: int
-    mode: int
-    device: tuple[int, int]
-    data: bytes
-
-
-def read(archive: bytes) -> list[Member]:
-    members, at = [], 0
-    while True:
-        assert at % 4 == 0
-        assert archive[at : at + 6] == b"070701"
-        field = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        name_end = at + 110 + field[11]
-        assert archive[name_end - 1] == 0
-        start = (name_end + 3) // 4 * 4
-        end = start + field[6]
-        name = archive[at + 110 : name_end - 1].decode()
-        members.append(Member(name, field[0], field[1], (field[9], field[10]), archive[start:end]))
-        at = (end + 3) // 4 * 4
-        if name == "TRAILER!!!":
-            assert at == len(archive)
-            return members
+from tests.cpio_reader import read
 
 
 def archive_of(entries: list[Entry]) -> bytes:
@@ -66,7 +40,9 @@ entries = st.one_of(
 
 @given(st.lists(entries, max_size=8))
 def test_what_is_written_is_read_back(given_entries: list[Entry]) -> None:
-    *members, trailer = read(archive_of(given_entries))
+    archive = archive_of(given_entries)
+    (*members, trailer), end = read(archive)
+    assert end == len(archive)
     assert trailer.data == b""
     assert [(m.name, m.mode, m.device, m.data) for m in members] == [
         (e.name, e.mode, e.device, e.data) for e in given_entries

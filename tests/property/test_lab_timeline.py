@@ -4,23 +4,28 @@
 2. A run that stays as it is settles, QUIET_SECONDS after that moment and ever after.
 3. What has settled has a footprint that moved by TOLERANCE_BYTES at most in the last QUIET_SECONDS.
 4. settle_seconds() lies between 0 and the run's length; after it the footprint is within TOLERANCE_BYTES of its last.
-5. A run read back from its CSV is the run, seconds rounded to a millisecond.
+5. A run read back from its CSV is the run, seconds rounded to a millisecond, by our reader as by the standard one.
+6. Whatever a file holds, our reader returns samples or raises ValueError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balloonlab.timeline import (
+    COLUMNS,
     QUIET_SECONDS,
     TOLERANCE_BYTES,
     Sample,
     has_settled,
+    read_csv,
     settle_seconds,
     write_csv,
 )
@@ -89,8 +94,27 @@ def test_the_csv_holds_the_run(tmp_path: Path, run: list[Sample]) -> None:
     write_csv(run, path)
     with path.open(newline="") as file:
         assert [read(row) for row in csv.DictReader(file)] == run
+    assert read_csv(path) == run
 
 
 def read(row: dict[str, str]) -> Sample:
     numbers = [int(row[field.name]) if row[field.name] else None for field in fields(Sample)[3:]]
     return Sample(float(row["seconds"]), row["phase"], int(row["footprint_bytes"]), *numbers)
+
+
+HEAD = ",".join(COLUMNS).encode() + b"\n"
+
+
+@given(st.binary(), st.booleans())
+def test_what_is_no_timeline_is_said_to_be_none(tmp_path: Path, content: bytes, begun: bool) -> None:
+    path = tmp_path / "timeline.csv"
+    path.write_bytes(HEAD * begun + content)
+    with contextlib.suppress(ValueError):
+        assert all(isinstance(sample, Sample) for sample in read_csv(path))
+
+
+def test_a_cut_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.csv"
+    path.write_bytes(HEAD + b"0.1,boot,4096,,,,\n0.2,bo")
+    with pytest.raises(ValueError, match=r"timeline\.csv, line 3: a row of 2 columns is none of a timeline"):
+        read_csv(path)

@@ -19,8 +19,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balloonlab.measure.ranges import PAGE, Places
 from balloonlab.measure.verify_holes import Look, Release, Step, check_holes, judge_holes, step
-from balloonlab.measure.verify_ranges import PAGE, Places
 from hostdev.pages import Span, merge
 from qmp_glue.ram import Section
 

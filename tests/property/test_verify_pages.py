@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balloonlab.measure import verify_pages as pages
+from balloonlab.measure.ranges import PAGE, Places
 from balloonlab.measure.verify_pages import Flags, Use, check_pages, judge_pages, survey, use_of
-from balloonlab.measure.verify_ranges import PAGE, Places
 from hostdev.pages import Span, merge
 from qmp_glue.ram import Section
 

@@ -14,25 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_images.errors import ElfError, KernelError, ModuleMissingError
-from guest_images.kernel import KERNEL_PACKAGE, own_kernel, unpack_image
+from guest_images.kernel import KERNEL_PACKAGE, image_version, own_kernel, unpack_image
 from guest_images.modules import ModuleTree, read_module
 from tests.unit import elf_files
+from tests.unit.kernel_files import NO_PVH, PVH, bzimage, vmlinux, vmlinuz
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PVH = elf_files.vmlinux(elf_files.note("Xen", 18, struct.pack("<Q", 0x1000850)))
-NO_PVH = elf_files.vmlinux(elf_files.note("Xen", 6, b"linux\0"))
-
-
-def bzimage(payload: bytes, *, protocol: int = 0x20F, length: int | None = None) -> bytes:
-    sectors, offset = 3, 20
-    image = bytearray((sectors + 1) * 512 + offset)
-    image[0x1F1] = sectors
-    image[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", image, 0x206, protocol)
-    struct.pack_into("<II", image, 0x248, offset, len(payload) if length is None else length)
-    return bytes(image) + payload
 
 
 def sized(data: bytes) -> bytes:
@@ -105,6 +93,29 @@ def test_a_bzimage_without_pvh_is_booted_itself(tmp_path: Path, monkeypatch: pyt
     assert (kernel.image, kernel.pvh) == (image, False)
 
 
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        (vmlinuz("6.12.95+deb12-cloud-amd64"), "6.12.95+deb12-cloud-amd64"),
+        (vmlinux("7.3.0-rc4"), "7.3.0-rc4"),
+        (bzimage(gzip.compress(PVH)), None),
+        (PVH, None),
+        (b"text", None),
+    ],
+)
+def test_an_image_tells_its_version(image: bytes, version: str | None) -> None:
+    assert image_version(image) == version
+
+
+def test_an_image_without_modules_is_a_kernel_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "bzImage").write_bytes(vmlinuz("6.99"))
+    kernel = own_kernel(tmp_path / "bzImage", None)
+    assert (kernel.version, kernel.modules_dir, kernel.pvh) == ("6.99", None, True)
+
+
 def test_a_kernel_that_is_not_there_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="cannot read the kernel image"):
         own_kernel(tmp_path / "gone", tmp_path)
@@ -156,6 +167,42 @@ def test_an_optional_module_is_taken_where_there_is_one(tmp_path: Path) -> None:
     mmio = {"virtio_mmio.ko": elf_files.module("name=virtio_mmio", "depends=")}
     found = ModuleTree(modules_dir(tmp_path / "with", mmio, builtin)).closure()
     assert [module.name for module in found] == ["virtio_mmio"]
+
+
+def test_a_driver_that_may_lack_is_told_and_not_an_error(tmp_path: Path) -> None:
+    tree = ModuleTree(modules_dir(tmp_path, {}, "drivers/virtio_pci.ko\ndrivers/virtio_console.ko\n"))
+    assert tree.closure(optional=("virtio_balloon",)) == []
+    assert [name for name in ("virtio_balloon", "virtio_pci", "virtio_mmio") if tree.lacks(name)] == [
+        "virtio_balloon",
+        "virtio_mmio",
+    ]
+
+
+def test_modules_without_a_listing_are_all_that_is_not_built_in(tmp_path: Path) -> None:
+    directory = tmp_path / "loose"
+    directory.mkdir()
+    (directory / "virtio_balloon.ko").write_bytes(
+        elf_files.module("name=virtio_balloon", "depends=virtio_ring")
+    )
+    found = ModuleTree(directory, assume_builtin=True).closure()
+    assert [module.name for module in found] == ["virtio_balloon"]
+    with pytest.raises(ModuleMissingError, match="no module virtio_pci"):
+        ModuleTree(directory).closure()
+
+
+@pytest.mark.parametrize("suffix", [".o", ".ko"])
+def test_a_tree_in_which_a_kernel_was_built_lists_its_modules(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "Makefile").write_text("")
+    (tmp_path / "modules.builtin").write_text(
+        "kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\n"
+    )
+    (tmp_path / "modules.order").write_text(f"drivers/virtio/virtio_balloon{suffix}\nfs/not_built{suffix}\n")
+    place = tmp_path / "drivers/virtio/virtio_balloon.ko"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(elf_files.module("name=virtio_balloon", "depends="))
+    (tmp_path / "left/over").mkdir(parents=True)
+    (tmp_path / "left/over/virtio_mmio.ko").write_bytes(b"of an earlier build")
+    assert [module.name for module in ModuleTree(tmp_path).closure()] == ["virtio_balloon"]
 
 
 def test_a_kernel_without_the_balloon_names_the_module_and_the_fix(tmp_path: Path) -> None:

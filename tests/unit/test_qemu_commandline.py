@@ -108,6 +108,15 @@ def test_numa_nodes_are_a_backend_each() -> None:
     assert memory_sizes(machine) == (64 * MIB, 192 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "cpus"), [("tcg", ["qemu64,+rdrand,+rdseed"]), ("kvm", []), ("qtest", [])]
+)
+def test_an_emulated_cpu_has_random_numbers(
+    accelerator: Literal["tcg", "kvm", "qtest"], cpus: list[str]
+) -> None:
+    assert after(arguments(Machine(MIB, accelerator=accelerator)), "-cpu") == cpus
+
+
 def test_equal_nodes_hold_all_of_memory() -> None:
     assert equal_nodes(256 * MIB, 2) == (128 * MIB, 128 * MIB)
     assert equal_nodes(5 * 8192, 2) == (2 * 8192, 3 * 8192)

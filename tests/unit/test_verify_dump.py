@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from elftools.common.exceptions import ELFError
 
+from balloonlab.measure.ranges import PAGE, Places, in_file
 from balloonlab.measure.verify_dump import (
     PIECE,
     Comparison,
@@ -21,7 +22,6 @@ from balloonlab.measure.verify_dump import (
     has_no_room,
     read_segments,
 )
-from balloonlab.measure.verify_ranges import PAGE, Places, in_file
 from guest_images.agent import Pattern
 from hostdev.fds import Fd
 from hostdev.pages import Span

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from balloonlab.decode import read_trace
+from balloonlab.measure.ranges import FILE_SHIFT, PAGE
 from balloonlab.measure.verify_holes import Look, is_full, read_releases, take_look, trace_length
-from balloonlab.measure.verify_ranges import FILE_SHIFT, PAGE
 from hostdev.errors import SetupError
 from hostdev.pages import Span
 from hostdev.trace import MAX_RECORD, MAX_TRACE, TraceFile

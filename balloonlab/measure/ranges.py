@@ -1,6 +1,6 @@
 """Sets of bytes as ranges: differences, intersections, and where guest addresses lie in the files of guest RAM.
 
-Pure. Used by all of --verify; its properties are in tests/property/test_verify_ranges.py. A *place* is a byte of guest RAM
+Pure. Used by all of --verify and by the meter; its properties are in tests/property/test_measure_ranges.py. A *place* is a byte of guest RAM
 as the host has it, on one line of numbers for all files: the number of the file in the upper bits, the offset in the lower.
 """
 

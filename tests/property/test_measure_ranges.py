@@ -13,7 +13,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloonlab.measure.verify_ranges import FILE_SHIFT, Places, in_file, intersect, subtract, total
+from balloonlab.measure.ranges import FILE_SHIFT, Places, in_file, intersect, subtract, total
 from hostdev.pages import Span, merge
 from qmp_glue.ram import Section
 

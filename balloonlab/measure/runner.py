@@ -1,0 +1,242 @@
+"""One guest from boot to end, by a scenario: what happened to it is a Run, whatever that was.
+
+A guest that panics, hangs, runs out of memory or fails its command is a result, and so is a QEMU or a device that dies
+once the guest boots; only what keeps a run from beginning is raised. command.py and schedule.py decide which runs there
+are, and report.py what is kept of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError
+from balloonlab.measure import driver, tally
+from balloonlab.measure.console import console_check, findings
+from balloonlab.measure.guest_setup import check_knobs
+from balloonlab.measure.latency import histogram
+from balloonlab.measure.meter import Meter
+from balloonlab.measure.phases import PhaseError, Phases
+from balloonlab.measure.ranges import Places
+from balloonlab.measure.report import Check, Ending, Finding, Run
+from balloonlab.measure.scenario import Arm, Boot, Scenario
+from balloonlab.measure.verify import Verifier
+from balloonlab.rig import Rig, Setup
+from balloonlab.sampler import Sampler
+from balloonlab.sizes import human
+from balloonlab.timeline import Sample, write_csv
+from balloonlab.watcher import Nobody, Watcher
+from guest_images.errors import AgentError
+from qmp_glue.commandline import arguments
+from qmp_glue.errors import QemuExitedError
+
+# The guest's kernel log, as it was at the end of the run.
+LOG = "dmesg.log"
+# What a run may end by, once its guest boots.
+_ENDED = (PhaseError, GuestHungError, GuestEndedError, DeviceError, QemuExitedError, AgentError)
+# Endings that a panic explains, and those that an OOM kill does.
+_PANIC_EXPLAINS: tuple[Ending, ...] = ("guest-ended", "hung", "qemu-ended", "out-of-memory", "command-failed")
+_OOM_EXPLAINS: tuple[Ending, ...] = ("measured", "no-driver", "hung", "guest-ended", "command-failed")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run to be made. setup: of its arm. folder: an empty one, for its files; name: what the report calls it."""
+
+    scenario: Scenario
+    setup: Setup
+    arm: Arm
+    number: int
+    folder: Path
+    verify: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the run's folder is called in the report, and what people see of it."""
+        return self.folder.name
+
+
+class Runner:
+    """Makes one run. samples: so far, whatever happened."""
+
+    def __init__(self, order: Order, watcher: Watcher | None = None) -> None:
+        self.samples: list[Sample] = []
+        self._order = order
+        self._watcher: Watcher = watcher or Nobody()
+        self._figures: tally.Figures = {}
+        self._checks: list[Check] = []
+        self._phases: Phases | None = None
+        self._meter: Meter | None = None
+        self._driver_missing: str | None = None
+        self._kernel = ""
+        self._log = ""
+
+    async def run(self) -> Run:
+        """Make the run. Raises LabError, GuestError or QmpGlueError where it cannot begin."""
+        began = time.monotonic()
+        self._watcher.begin("boot")
+        async with Rig(self._order.setup, self._order.folder) as rig:
+            ending, why = await self._explained(rig, began)
+            self._argv = _command_lines(rig)
+            console = rig.vm.console_text()
+        self._keep_files()
+        return self._result(ending, why, self._found(console))
+
+    async def _explained(self, rig: Rig, began: float) -> tuple[Ending, str]:
+        """Carry the scenario out and return how that ended."""
+        sampler = Sampler(rig, start=began, watch=self._watcher.sample)
+        self.samples = sampler.samples
+        verifier = Verifier(rig, self._order.folder) if self._order.verify else None
+        try:
+            await sampler.during(self._carry_out(rig, sampler, verifier))
+        except _ENDED as error:
+            return _ending(error), str(error)
+        if verifier is not None:
+            self._watcher.begin("verify")
+            self._checks += await verifier.conclude()
+            self._watcher.end(_count_proofs(self._checks))
+        if self._driver_missing is not None:
+            return "no-driver", self._driver_missing
+        return "measured", ""
+
+    async def _carry_out(self, rig: Rig, sampler: Sampler, verifier: Verifier | None) -> None:
+        scenario = self._order.scenario
+        delay = scenario.guest.page_reporting_delay_ms
+        phases = Phases(
+            rig,
+            sampler,
+            self._order.folder,
+            report_delay=None if delay is None else delay / 1000,
+            before_free=verifier.compare if verifier is not None else None,
+        )
+        self._phases = phases
+        async with contextlib.AsyncExitStack() as stack:
+            for phase in scenario.phases:
+                self._watcher.begin(phase.name)
+                done = await phases.carry_out(phase)
+                self._watcher.end(f"{human(done.end_bytes)} held by the host")
+                if isinstance(phase, Boot):
+                    await self._booted(rig)
+                    await stack.enter_async_context(self._metering(rig, sampler))
+                    if verifier is not None:
+                        await verifier.start()
+                if verifier is not None:
+                    await verifier.look(phase.name)
+            if verifier is not None:
+                for handle in phases.held:
+                    await verifier.compare(handle)
+            await self._end(rig, phases)
+
+    async def _booted(self, rig: Rig) -> None:
+        """Look at the guest that has just come up."""
+        assert rig.hello is not None
+        self._kernel = rig.hello.kernel
+        await check_knobs(rig.agent, self._order.scenario.guest)
+        if self._order.arm != "off":
+            self._driver_missing = await driver.missing(rig.agent)
+
+    @contextlib.asynccontextmanager
+    async def _metering(self, rig: Rig, sampler: Sampler) -> AsyncIterator[None]:
+        """Have the meter look at our device while the context lasts."""
+        if self._order.arm != "ours":
+            yield
+            return
+        trace = self._order.folder / "device.trace"
+        self._meter = Meter(trace, rig.vm.ram_files, Places(await rig.vm.ram_sections()))
+        looking = asyncio.create_task(self._meter.run(sampler.now()))
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.wait([looking])
+
+    async def _end(self, rig: Rig, phases: Phases) -> None:
+        """Take what host and guest say at the end of the last phase."""
+        ends = await tally.ends(rig, await phases.look())
+        if self._meter is not None:
+            self._meter.look(ends.last.seconds)
+        self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)
+        self._log = await rig.agent.dmesg()
+
+    def _found(self, console: str) -> list[Finding]:
+        """Return what is found on the console, and in the guest's log what a quiet console does not show."""
+        found = findings(console)
+        shown = {_message(finding) for finding in found}
+        logged = [finding for finding in findings(self._log) if _message(finding) not in shown]
+        return found + [msgspec.structs.replace(finding, file=LOG) for finding in logged]
+
+    def _keep_files(self) -> None:
+        write_csv(self.samples, self._order.folder / "timeline.csv")
+        if self._log:
+            (self._order.folder / LOG).write_text(self._log)
+
+    def _result(self, ending: Ending, why: str, found: list[Finding]) -> Run:
+        ending = _by_findings(ending, found)
+        meter, phases = self._meter, self._phases
+        if phases is not None:
+            self._figures |= tally.of_phases(phases, self.samples)
+        if meter is not None:
+            self._figures |= tally.of_meter(meter)
+        return Run(
+            arm=self._order.arm,
+            number=self._order.number,
+            folder=self._order.name,
+            ending=ending,
+            why=why or (found[0].text if ending != "measured" and found else ""),
+            kernel=self._kernel,
+            figures=self._figures,
+            phases=phases.done if phases is not None else [],
+            release_latency=histogram(meter.latencies.seconds) if meter is not None else None,
+            findings=found,
+            checks=[console_check(found), *self._checks],
+            counted=not self._order.verify,
+            qemu_argv=self._argv[0],
+            device_argv=self._argv[1],
+        )
+
+
+def _command_lines(rig: Rig) -> tuple[list[str], list[str]]:
+    """Return what QEMU and the device were started with."""
+    ours = rig.setup.balloon == "vhost-user"
+    return [*rig.setup.qemu.argv, *arguments(rig.machine)], rig.device.argv(3) if ours else []
+
+
+def _count_proofs(checks: list[Check]) -> str:
+    """Return how the proofs have gone, in words."""
+    counts = {word: sum(check.outcome == word for check in checks) for word in ("pass", "fail", "skip")}
+    return f"{counts['pass']} proofs hold, {counts['fail']} do not, {counts['skip']} could not be made"
+
+
+def _message(finding: Finding) -> str:
+    """Return a kernel's line without the time, which its log may have and its console not."""
+    return finding.text.rpartition("] ")[2]
+
+
+def _ending(error: BaseException) -> Ending:
+    """Return what an error makes of a run."""
+    match error:
+        case PhaseError():
+            return error.ending
+        case GuestEndedError():
+            return "guest-ended"
+        case DeviceError():
+            return "device-ended"
+        case QemuExitedError():
+            return "qemu-ended"
+    return "hung"
+
+
+def _by_findings(ending: Ending, found: list[Finding]) -> Ending:
+    """Return the ending that what the kernel said explains better."""
+    kinds = {finding.kind for finding in found}
+    if "panic" in kinds and ending in _PANIC_EXPLAINS:
+        return "panicked"
+    if "oom-kill" in kinds and ending in _OOM_EXPLAINS:
+        return "out-of-memory"
+    return ending

@@ -1,0 +1,1 @@
+"""Benches that scripts/bench runs: ours against what others use, interleaved on one machine."""
