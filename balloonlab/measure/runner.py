@@ -19,6 +19,7 @@ import msgspec
 from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError
 from balloonlab.measure import driver, tally
 from balloonlab.measure.console import console_check, findings
+from balloonlab.measure.evidence import read_findings
 from balloonlab.measure.guest_setup import check_knobs
 from balloonlab.measure.latency import histogram
 from balloonlab.measure.meter import Meter
@@ -81,12 +82,13 @@ class Runner:
         """Make the run. Raises LabError, GuestError or QmpGlueError where it cannot begin."""
         began = time.monotonic()
         self._watcher.begin("boot")
-        async with Rig(self._order.setup, self._order.folder) as rig:
-            ending, why = await self._explained(rig, began)
-            self._argv = _command_lines(rig)
-            console = rig.vm.console_text()
-        self._keep_files()
-        return self._result(ending, why, self._found(console))
+        try:
+            async with Rig(self._order.setup, self._order.folder) as rig:
+                ending, why = await self._explained(rig, began)
+                self._argv = _command_lines(rig)
+        finally:
+            self._keep_files()
+        return self._result(ending, why, self._found(rig.console))
 
     async def _explained(self, rig: Rig, began: float) -> tuple[Ending, str]:
         """Carry the scenario out and return how that ended."""
@@ -164,9 +166,9 @@ class Runner:
         self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)
         self._log = await rig.agent.dmesg()
 
-    def _found(self, console: str) -> list[Finding]:
+    def _found(self, console: Path) -> list[Finding]:
         """Return what is found on the console, and in the guest's log what a quiet console does not show."""
-        found = findings(console)
+        found = read_findings(console)
         shown = {_message(finding) for finding in found}
         logged = [finding for finding in findings(self._log) if _message(finding) not in shown]
         return found + [msgspec.structs.replace(finding, file=LOG) for finding in logged]

@@ -6,7 +6,7 @@
 # Further options go to balloonlab measure. Needs an x86-64 Debian 12 or 13, an ordinary user, python3-venv and git.
 #
 #   BALLOON_SOURCE  what pip installs; a tag or commit after an @ pins it
-#   REPEAT          how often to measure, default 3
+#   REPEAT          how often to measure, default 6: compare needs that for 95 % of all figures together
 #   OUT             run folder, new or empty, default measured; OUT/junit.xml is for the server
 #   BASELINE        a folder: a result.json there is what to compare with
 #   KEEP            yes: after a good run, put its result into BASELINE. Set it for the branch that others are compared with
@@ -24,7 +24,7 @@ scenario=${1:-docs/scenarios/ci.toml}
 
 python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --upgrade "$BALLOON_SOURCE"
-"$venv/bin/balloonlab" measure "$scenario" --repeat "${REPEAT:-3}" --out "$out" "$@"
+"$venv/bin/balloonlab" measure "$scenario" --repeat "${REPEAT:-6}" --out "$out" "$@"
 if [ -e "$baseline/result.json" ]; then
     "$venv/bin/balloonlab" compare "$baseline" "$out"
 else

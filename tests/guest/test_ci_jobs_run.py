@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
-from balloonlab.measure.report import Report, read_report
+from balloonlab.measure.figures import find_figure
+from balloonlab.measure.report import NAME, Report, Run, read_report
+from hostdev.errors import EXIT_CHECK_FAILED
 from qmp_glue.debian import cache_root
 from tests.ci_jobs import GITHUB, GITLAB, HOST_SHELL, ROOT, SHELL, Step, github_steps, gitlab_step, load
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 STEP_SECONDS = 300.0
+GIB = 1 << 30
 
 # A guest that does as little as there is to measure: a job is tried, not a guest.
 SCENARIO = """
@@ -119,6 +123,27 @@ def assert_measured(folder: Path) -> Report:
     return report
 
 
+def rewrite(baseline: Path, more: int) -> bytes:
+    """Give every figure in bytes so many more: a later run is then surely no worse, or with fewer surely worse.
+
+    Two runs of one guest differ by more than one run each can tell, and this is no test of compare.
+    """
+    report = read_report(baseline)
+    text = msgspec.json.encode(
+        msgspec.structs.replace(report, runs=[_shifted(run, more) for run in report.runs])
+    )
+    (baseline / NAME).write_bytes(text)
+    return text
+
+
+def _shifted(run: Run, more: int) -> Run:
+    figures = {
+        name: value + more if value is not None and find_figure(name).unit == "bytes" else value
+        for name, value in run.figures.items()
+    }
+    return msgspec.structs.replace(run, figures=figures)
+
+
 def test_github(place: Place) -> None:
     workspace = place.workspace
     workflow = load(GITHUB)
@@ -150,7 +175,10 @@ def test_github(place: Place) -> None:
         workspace / "measured/result.json"
     ).read_bytes()
     (compare,) = (step for step in steps if step.name.startswith("Compare"))
-    assert "Nothing to compare with yet." not in place.must([compare])
+    rewrite(workspace / "baseline", GIB)
+    assert "NEW is no worse than OLD." in place.must([compare])
+    rewrite(workspace / "baseline", -2 * GIB)
+    assert place.run(compare).returncode == EXIT_CHECK_FAILED
 
 
 @pytest.mark.full
@@ -177,16 +205,16 @@ def test_gitlab(place: Place) -> None:
     assert place.recorded()[0] == "apt-get update"
     assert f"chown -R lab:lab {workspace}" in place.recorded()
     assert_measured(workspace / "measured")
-    baseline = (workspace / "baseline/result.json").read_bytes()
-    assert baseline == (workspace / "measured/result.json").read_bytes()
+    assert (workspace / "baseline" / NAME).read_bytes() == (workspace / "measured" / NAME).read_bytes()
     shutil.rmtree(workspace / "measured")
-    assert "Nothing to compare with yet." not in place.must([gitlab_step()])
-    assert (workspace / "baseline/result.json").read_bytes() == baseline
+    baseline = rewrite(workspace / "baseline", GIB)
+    assert "NEW is no worse than OLD." in place.must([gitlab_step()])
+    assert (workspace / "baseline" / NAME).read_bytes() == baseline
 
 
 @pytest.mark.full
 def test_the_plain_script(place: Place) -> None:
-    """Twice, as a server does that keeps its workspace: the second run compares with the first, and both are kept."""
+    """Twice, as a server does that keeps its workspace: a result that is worse than the baseline does not become it."""
     workspace = place.workspace
     step = Step("measure.sh", f"exec {SHELL} short.toml --memory 192M", HOST_SHELL)
     assert "set it to what pip installs" in place.run(step).stdout
@@ -194,7 +222,9 @@ def test_the_plain_script(place: Place) -> None:
     first = place.run(step, **more)
     assert first.returncode == 0, first.stdout
     assert assert_measured(workspace / "measured").scenario.guest.memory == 192 << 20
+    baseline = rewrite(workspace / "baseline", -GIB)
     second = place.run(step, OUT="again", BASELINE="baseline", **more)
-    assert second.returncode == 0, second.stdout
-    assert "Nothing to compare with yet." not in second.stdout
+    assert second.returncode == EXIT_CHECK_FAILED, second.stdout
+    assert "NEW is WORSE than OLD" in second.stdout
+    assert (workspace / "baseline" / NAME).read_bytes() == baseline
     assert not place.record.exists()
