@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -96,8 +97,11 @@ class Runner:
         self.samples = sampler.samples
         verifier = Verifier(rig, self._order.folder) if self._order.verify else None
         try:
-            await sampler.during(self._carry_out(rig, sampler, verifier))
+            async with _watched(verifier):
+                await sampler.during(self._carry_out(rig, sampler, verifier))
         except _ENDED as error:
+            if verifier is not None:
+                self._checks.append(await verifier.prove_holes())
             return _ending(error), str(error)
         if verifier is not None:
             self._watcher.begin("verify")
@@ -151,12 +155,8 @@ class Runner:
             return
         trace = self._order.folder / "device.trace"
         self._meter = Meter(trace, rig.vm.ram_files, Places(await rig.vm.ram_sections()))
-        looking = asyncio.create_task(self._meter.run(sampler.now()))
-        try:
+        async with _beside(self._meter.run(sampler.now())):
             yield
-        finally:
-            looking.cancel()
-            await asyncio.wait([looking])
 
     async def _end(self, rig: Rig, phases: Phases) -> None:
         """Take what host and guest say at the end of the last phase."""
@@ -201,6 +201,29 @@ class Runner:
             qemu_argv=self._argv[0],
             device_argv=self._argv[1],
         )
+
+
+@contextlib.asynccontextmanager
+async def _watched(verifier: Verifier | None) -> AsyncIterator[None]:
+    """Have what is to be verified looked at again and again while the context lasts."""
+    if verifier is None:
+        yield
+        return
+    async with _beside(verifier.watch()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do a piece of work while the context lasts; it is cancelled at the end. What it raised by itself is raised then."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _command_lines(rig: Rig) -> tuple[list[str], list[str]]:
