@@ -57,7 +57,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that had to hold. name: unique within its run. message: what, and by how much; empty for a pass."""
+    """One thing that had to hold. name: unique within its run. message: what, and by how much; a pass need not have one."""
 
     name: str
     outcome: Outcome
