@@ -49,6 +49,12 @@ _PATTERNS = (
     _Pattern("oops", re.compile(r"general protection fault|(?:invalid opcode|divide error|stack segment): [0-9a-f]+ \[#|\bOops\b"), continues=True),
     _Pattern("warning", re.compile(r"\bWARNING: |\bUBSAN: |page allocation failure: ")),
 )  # fmt: skip
+# One of these is in every line that a pattern fits, and in few others: looking for them is ten times as fast.
+_WORDS = (
+    *("panic", "lockup", "LOCKUP", "rcu", "INFO: task", "oom-kill:", "ut of memory", "BUG", "UBSAN", "nable to handle"),
+    *("general protection", "invalid opcode", "divide error", "stack segment", "Oops", "WARNING", "allocation failure"),
+)  # fmt: skip
+_SHORTEST = min(map(len, _WORDS))
 
 
 def findings(text: str) -> list[Finding]:
@@ -56,9 +62,14 @@ def findings(text: str) -> list[Finding]:
 
     The two lines that Linux prints of one oops, or of one OOM kill, are one finding. Lines end at a line feed.
     """
+    return findings_in(enumerate(text.split("\n"), start=1))
+
+
+def findings_in(lines: Iterable[tuple[int, str]]) -> list[Finding]:
+    """Return what was found in lines with their numbers, as findings() does."""
     found: list[Finding] = []
     counts: dict[FindingKind, int] = {}
-    for finding in _incidents(enumerate(text.split("\n"), start=1)):
+    for finding in _incidents(lines):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
         if counts[finding.kind] <= FINDINGS_PER_KIND:
             found.append(finding)
@@ -69,7 +80,7 @@ def _incidents(lines: Iterable[tuple[int, str]]) -> Iterator[Finding]:
     """Yield a finding an incident: a continuing line that is near its beginning is left out, once."""
     begun: Finding | None = None
     for number, line in lines:
-        pattern = next((pattern for pattern in _PATTERNS if pattern.words.search(line)), None)
+        pattern = _pattern_of(line)
         if pattern is None:
             continue
         if pattern.continues and begun is not None and _near(begun, pattern.kind, number):
@@ -78,6 +89,12 @@ def _incidents(lines: Iterable[tuple[int, str]]) -> Iterator[Finding]:
         finding = Finding(kind=pattern.kind, line=number, text=printable(line.strip(), TEXT_CHARACTERS))
         begun = None if pattern.continues else finding
         yield finding
+
+
+def _pattern_of(line: str) -> _Pattern | None:
+    if len(line) < _SHORTEST or not any(word in line for word in _WORDS):
+        return None
+    return next((pattern for pattern in _PATTERNS if pattern.words.search(line)), None)
 
 
 def _near(begun: Finding, kind: FindingKind, line: int) -> bool:

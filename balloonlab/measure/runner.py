@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError
 from balloonlab.measure import driver, tally
 from balloonlab.measure.console import console_check, findings
+from balloonlab.measure.evidence import read_findings
 from balloonlab.measure.guest_setup import check_knobs
 from balloonlab.measure.latency import histogram
 from balloonlab.measure.meter import Meter
@@ -81,12 +83,13 @@ class Runner:
         """Make the run. Raises LabError, GuestError or QmpGlueError where it cannot begin."""
         began = time.monotonic()
         self._watcher.begin("boot")
-        async with Rig(self._order.setup, self._order.folder) as rig:
-            ending, why = await self._explained(rig, began)
-            self._argv = _command_lines(rig)
-            console = rig.vm.console_text()
-        self._keep_files()
-        return self._result(ending, why, self._found(console))
+        try:
+            async with Rig(self._order.setup, self._order.folder) as rig:
+                ending, why = await self._explained(rig, began)
+                self._argv = _command_lines(rig)
+        finally:
+            self._keep_files()
+        return self._result(ending, why, self._found(rig.console))
 
     async def _explained(self, rig: Rig, began: float) -> tuple[Ending, str]:
         """Carry the scenario out and return how that ended."""
@@ -94,8 +97,11 @@ class Runner:
         self.samples = sampler.samples
         verifier = Verifier(rig, self._order.folder) if self._order.verify else None
         try:
-            await sampler.during(self._carry_out(rig, sampler, verifier))
+            async with _watched(verifier):
+                await sampler.during(self._carry_out(rig, sampler, verifier))
         except _ENDED as error:
+            if verifier is not None:
+                self._checks.append(await verifier.prove_holes())
             return _ending(error), str(error)
         if verifier is not None:
             self._watcher.begin("verify")
@@ -149,12 +155,8 @@ class Runner:
             return
         trace = self._order.folder / "device.trace"
         self._meter = Meter(trace, rig.vm.ram_files, Places(await rig.vm.ram_sections()))
-        looking = asyncio.create_task(self._meter.run(sampler.now()))
-        try:
+        async with _beside(self._meter.run(sampler.now())):
             yield
-        finally:
-            looking.cancel()
-            await asyncio.wait([looking])
 
     async def _end(self, rig: Rig, phases: Phases) -> None:
         """Take what host and guest say at the end of the last phase."""
@@ -164,9 +166,9 @@ class Runner:
         self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)
         self._log = await rig.agent.dmesg()
 
-    def _found(self, console: str) -> list[Finding]:
+    def _found(self, console: Path) -> list[Finding]:
         """Return what is found on the console, and in the guest's log what a quiet console does not show."""
-        found = findings(console)
+        found = read_findings(console)
         shown = {_message(finding) for finding in found}
         logged = [finding for finding in findings(self._log) if _message(finding) not in shown]
         return found + [msgspec.structs.replace(finding, file=LOG) for finding in logged]
@@ -199,6 +201,29 @@ class Runner:
             qemu_argv=self._argv[0],
             device_argv=self._argv[1],
         )
+
+
+@contextlib.asynccontextmanager
+async def _watched(verifier: Verifier | None) -> AsyncIterator[None]:
+    """Have what is to be verified looked at again and again while the context lasts."""
+    if verifier is None:
+        yield
+        return
+    async with _beside(verifier.watch()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do a piece of work while the context lasts; it is cancelled at the end. What it raised by itself is raised then."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _command_lines(rig: Rig) -> tuple[list[str], list[str]]:

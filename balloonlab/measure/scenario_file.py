@@ -30,6 +30,7 @@ from balloonlab.measure.scenario_table import (
     to_struct,
 )
 from balloonlab.sizes import parse_size
+from guest_images.package_files import SUFFIX as PACKAGE_SUFFIX
 from qmp_glue.debian import SUITES
 
 __all__ = ["STANDARD", "Overrides", "apply", "check", "parse_scenario", "read_scenario"]
@@ -192,11 +193,12 @@ def _with_paths(guest: GuestSpec, folder: Path) -> GuestSpec:
 
 
 def _kernel(text: str, folder: Path, path: str) -> str:
-    """Return a suite as it is, anything else as the path of what is there. Raises UsageError."""
+    """Return a suite as it is, anything else as the path of what is there, or of package files. Raises UsageError."""
     if text in SUITES:
         return text
+    words = text.split(",") if text.endswith(PACKAGE_SUFFIX) else [text]
     try:
-        return _existing(text, folder, path)
+        return ",".join(_existing(word, folder, path) for word in words)
     except UsageError as error:
         near = did_you_mean(text, SUITES)
         suites = ", ".join(SUITES)

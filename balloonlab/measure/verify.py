@@ -1,10 +1,12 @@
 """--verify: proof, and not trust, that a run gave back what was free and nothing else.
 
-    verifier = Verifier(rig, folder)
+    verifier = Verifier(rig, folder)           # of a rig that runs; it need not have booted
+    watching = create_task(verifier.watch())   # looks again and again: the more often, the less is missed
     await verifier.start()                     # after rig.boot(): holds memory with known contents from here on
-    await verifier.look("fill")                # at the end of each phase, and whenever
+    await verifier.look("fill")                # at the end of each phase
     await verifier.compare(handle)             # before a fill is freed
     checks = await verifier.conclude(handles)  # last of all, once every figure is taken
+    check = await verifier.prove_holes()       # instead, where guest or QEMU has ended: of all that was looked at
 
 Four proofs, each a Check; what each proves and what it does not is at the head of its module:
 
@@ -26,9 +28,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import tempfile
+import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -39,19 +40,20 @@ from elftools.common.exceptions import ELFError
 
 from balloonlab.decode import read_trace
 from balloonlab.errors import LabError
-from balloonlab.fleet_options import available_bytes
 from balloonlab.measure.ranges import PAGE, Places, counted, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.measure.verify_dump import NAME as DUMP
-from balloonlab.measure.verify_dump import Comparison, Dump, Known, check_dump
+from balloonlab.measure.verify_dump import Comparison, Dump, Known, check_dump, has_no_room
 from balloonlab.measure.verify_holes import NAME as HOLES
 from balloonlab.measure.verify_holes import (
     Look,
+    Step,
     between,
     check_holes,
     is_full,
     judge_holes,
     read_releases,
+    step,
     take_look,
     trace_length,
 )
@@ -63,8 +65,6 @@ from balloonlab.trace_check import violations
 from guest_images.agent import BLOCK, MAX_PAGE_FLAGS
 from guest_images.agent_client import Checked
 from guest_images.errors import AgentRefusedError, GuestError
-from hostdev.discard import Backing, backing_of
-from hostdev.fds import Fd
 from hostdev.wire.layout import LayoutError
 from qmp_glue.errors import CommandFailedError, QmpGlueError, VmError
 
@@ -73,13 +73,15 @@ CONTENTS = "verify-contents"
 CANARY_BYTES = 32 << 20
 CANARY_SHARE = 16
 CANARY_SEED = 0x5EED
+# A page that is lost and taken anew within so long may not be seen. A look costs 4 ms for 512 MiB and 50 for 8 GiB, and no
+# more than this share of the time is spent on them.
+WATCH_SECONDS = 0.2
+WATCH_SHARE = 0.05
 # How often the guest's page flags are read anew because too much of it changed meanwhile.
 ATTEMPTS = 3
 # A dump writes 500 MB/s here; a disk that is ten times slower, and QEMU does nothing else meanwhile.
 DUMP_SECONDS = 60.0
 DUMP_BYTES_A_SECOND = 50 << 20
-# Memory and disk that stay free beside a dump: this machine is not ours alone.
-SPARE_BYTES = 256 << 20
 # A longer trace is not judged as a whole: 16 MiB are some 12,000 full reports, and half a minute of reading if this machine
 # is busy. Its releases are read in any case.
 MAX_JUDGED_TRACE = 16 << 20
@@ -93,13 +95,17 @@ class Verifier:
     """The proofs of one run. ``canary_bytes``: what the guest holds for it, from start() to the end."""
 
     def __init__(self, rig: Rig, folder: Path) -> None:
-        """rig: booted; for verify-holes its device must write a trace. folder: on whose disk a dump has room."""
+        """rig: runs; for verify-holes its device must write a trace. folder: on whose disk a dump has room."""
         self._rig = rig
         self._folder = folder
         self.canary_bytes = min(CANARY_BYTES, rig.setup.memory_bytes // CANARY_SHARE) // BLOCK * BLOCK
         self._canary: int | None = None
+        self._began = time.monotonic()
         self._places = Places(())
-        self._looks: list[Look] = []
+        # One at a time, each compared with the one before it.
+        self._looking = asyncio.Lock()
+        self._last: Look | None = None
+        self._steps: list[Step] = []
         self._compared: list[Checked] = []
 
     @property
@@ -112,23 +118,38 @@ class Verifier:
 
         A guest that has no room holds nothing, and then its contents are not proved.
         """
+        # Anew: as long as its firmware runs, a part of the guest's RAM is behind that.
         self._places = Places(await self._rig.vm.ram_sections())
         with contextlib.suppress(AgentRefusedError):
             filled = await self._rig.agent.fill("anonymous", self.canary_bytes, seed=CANARY_SEED)
             self._canary = filled.handle
         await self.look("start")
 
-    async def look(self, name: str) -> None:
+    async def watch(self) -> None:
+        """Look again and again until cancelled, or until QEMU has ended."""
+        with contextlib.suppress(VmError):
+            while True:
+                began = time.monotonic()
+                await self.look(f"second {began - self._began:.1f}")
+                await asyncio.sleep(max(WATCH_SECONDS, (time.monotonic() - began) / WATCH_SHARE))
+
+    async def look(self, name: str) -> Look:
         """Look at what the host holds; it costs the run some milliseconds of this machine and nothing of the guest's.
 
         Raises VmError once QEMU has ended.
         """
-        files = self._rig.vm.ram_files
-        try:
-            look = await asyncio.to_thread(take_look, name, files, self._trace)
-        except OSError as error:
-            raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
-        self._looks.append(look)
+        async with self._looking:
+            if not self._places.sections:
+                self._places = Places(await self._rig.vm.ram_sections())
+            files = self._rig.vm.ram_files
+            try:
+                look = await asyncio.to_thread(take_look, name, files, self._trace)
+            except OSError as error:
+                raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
+            if self._last is not None:
+                self._steps.append(step(self._last, look))
+            self._last = look
+        return look
 
     async def compare(self, handle: int) -> None:
         """Compare what a fill holds with what was written, before it is freed. Raises GuestError."""
@@ -140,9 +161,13 @@ class Verifier:
         contents = await _proved(CONTENTS, partial(self._prove_contents, handles))
         dump = await _proved(DUMP, self._prove_dump)
         # Last, for the other proofs have looked as well.
-        return [await _proved(HOLES, self._prove_holes), pages, contents, dump]
+        return [await self.prove_holes(), pages, contents, dump]
 
     # Holes
+
+    async def prove_holes(self) -> Check:
+        """Judge what has been looked at so far. Needs neither guest nor QEMU: a run that died of a device shows why."""
+        return await _proved(HOLES, self._prove_holes)
 
     async def _prove_holes(self) -> Check:
         if self._trace is None:
@@ -155,7 +180,7 @@ class Verifier:
             return Check(
                 name=HOLES, outcome="skip", message=f"the trace is full with {human(length)}: run less"
             )
-        check = check_holes(judge_holes(self._looks, read_releases(trace), self._places), self._places)
+        check = check_holes(judge_holes(self._steps, read_releases(trace), self._places), self._places)
         broken = violations(read_trace(trace)) if length <= MAX_JUDGED_TRACE else []
         if broken:
             what = f"the trace itself breaks {len(broken)} promises, first in record {broken[0].number}: {broken[0].text}"
@@ -176,9 +201,8 @@ class Verifier:
         begin = trace_length(self._trace)
         before = await self._read_flags()
         async with self._paused():
-            await self.look("page flags")
-        after = await self._read_flags()
-        look, released = self._looks[-1], []
+            look = await self.look("page flags")
+        after, released = await self._read_flags(), []
         if self._trace is not None:
             released = between(await asyncio.to_thread(read_releases, self._trace), begin, look.end)
         readings = [Flags(first, one, after[first]) for first, one in before.items()]
@@ -212,33 +236,21 @@ class Verifier:
 
     async def _prove_dump(self) -> Check:
         async with self._paused():
-            await self.look("dump")
+            look = await self.look("dump")
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                if why := self._has_no_room(file):
+                filled = total(subtract(self._places.all, look.held))
+                if why := has_no_room(file, self._folder, total(self._places.all), filled):
                     return Check(name=DUMP, outcome="skip", message=why)
-                return check_dump(await self._dump(file), self._places)
+                return check_dump(await self._dump(file, look), self._places)
 
-    def _has_no_room(self, file: IO[bytes]) -> str:
-        """Say why no dump can be made: it fills all of guest RAM, and is as large on disk. Nothing where it can."""
-        size = total(self._places.all)
-        filled = total(subtract(self._places.all, self._looks[-1].held))
-        with Fd(os.dup(file.fileno())) as copy:
-            on_disk = backing_of(copy) is Backing.FILE
-        if on_disk and shutil.disk_usage(self._folder).free < size + SPARE_BYTES:
-            return f"a dump needs {human(size)} and some more of disk at {self._folder}: make room, or name another --out"
-        wanted = filled + (0 if on_disk else size) + SPARE_BYTES
-        if available_bytes() < wanted:
-            return f"a dump fills every hole and needs {human(wanted)} of memory: use a smaller guest or a larger machine"
-        return ""
-
-    async def _dump(self, file: IO[bytes]) -> Dump:
+    async def _dump(self, file: IO[bytes], look: Look) -> Dump:
         vm = self._rig.vm
         await vm.monitor.pass_fd(DUMP, file.fileno())
         seconds = DUMP_SECONDS + total(self._places.all) / DUMP_BYTES_A_SECOND
         arguments = {"paging": False, "protocol": f"fd:{DUMP}"}
         await vm.execute("dump-guest-memory", arguments, seconds=seconds)
         known = Known(self.canary_bytes if self._canary is not None else 0, CANARY_SEED)
-        comparison = Comparison(file, vm.ram_files, self._places, self._looks[-1].held)
+        comparison = Comparison(file, vm.ram_files, self._places, look.held)
         return await asyncio.to_thread(comparison.compare, known)
 
     @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ It reads files; it asks neither QEMU nor the guest. verify.py is its user.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,15 +25,20 @@ from typing import IO
 
 from elftools.elf.elffile import ELFFile
 
+from balloonlab.fleet_options import available_bytes
 from balloonlab.measure.ranges import FILE_SHIFT, PAGE, Places, counted, intersect, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.sizes import human
 from guest_images import agent
+from hostdev.discard import Backing, backing_of
+from hostdev.fds import Fd
 from hostdev.pages import Span, merge, slices
 
 NAME = "verify-dump"
 # Compared at once: enough for read() to be fast, and little beside a guest.
 PIECE = 1 << 20
+# Memory and disk that stay free beside a dump: this machine is not ours alone.
+SPARE_BYTES = 256 << 20
 # By which a page of a fill is looked for; the page is then compared as a whole. SHAKE-256 repeats none by chance.
 PREFIX = 16
 
@@ -92,6 +98,23 @@ class Known:
 
 def _pages(piece: memoryview) -> Iterator[memoryview]:
     return (piece[at : at + PAGE] for at in range(0, len(piece) - PAGE + 1, PAGE))
+
+
+def has_no_room(file: IO[bytes], folder: Path, size: int, filled: int) -> str:
+    """Say why no dump can go into a file; nothing where it can. Raises OSError.
+
+    folder: where it lies. size: bytes of guest RAM. filled: of these, what are holes now.
+    """
+    with Fd(os.dup(file.fileno())) as copy:
+        on_disk = backing_of(copy) is Backing.FILE
+    if on_disk and shutil.disk_usage(folder).free < size + SPARE_BYTES:
+        return (
+            f"a dump needs {human(size + SPARE_BYTES)} of disk at {folder}: make room, or name another --out"
+        )
+    wanted = filled + (0 if on_disk else size) + SPARE_BYTES
+    if available_bytes() < wanted:
+        return f"a dump needs {human(wanted)} of memory, for it fills every hole: take a smaller guest"
+    return ""
 
 
 def read_segments(dump: IO[bytes]) -> list[Segment]:

@@ -18,9 +18,9 @@ take_look() reads files; the rest is pure. verify.py is its user.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from balloonlab.measure.ranges import Places, counted, in_file, subtract, total
@@ -46,6 +46,17 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Step:
+    """From one look to the next: the places that became holes, between two lengths of the trace."""
+
+    earlier: str
+    later: str
+    begin: int
+    gone: tuple[Span, ...]
+    end: int
+
+
+@dataclass(frozen=True)
 class Release:
     """Guest addresses that the trace says were given back; end: of the record, in bytes of the trace."""
 
@@ -64,9 +75,9 @@ class Unexplained:
 
 @dataclass(frozen=True)
 class Holes:
-    """All looks judged. vanished_bytes: that became holes, once for each time that they did."""
+    """All steps judged. vanished_bytes: that became holes, once for each time that they did."""
 
-    looks: int
+    steps: int
     vanished_bytes: int
     releases: int
     unexplained: tuple[Unexplained, ...]
@@ -110,26 +121,37 @@ def is_full(length: int) -> bool:
     return length > MAX_TRACE - MAX_RECORD
 
 
+def step(earlier: Look, later: Look) -> Step:
+    """Return what became of the first look until the second one."""
+    gone = tuple(subtract(earlier.held, later.held))
+    return Step(earlier.name, later.name, earlier.begin, gone, later.end)
+
+
 def between(releases: Sequence[Release], begin: int, end: int) -> list[Span]:
-    """Return the guest addresses of releases that may have been under way while the trace grew from begin to end bytes."""
-    return merge(release.span for release in releases if begin <= release.end <= end)
+    """Return the guest addresses of releases that may have been under way while the trace grew from begin to end bytes.
+
+    releases: in the order of the trace.
+    """
+    first = bisect_left(releases, begin, key=lambda release: release.end)
+    after = bisect_right(releases, end, key=lambda release: release.end)
+    return merge(release.span for release in releases[first:after])
 
 
-def judge_holes(looks: Sequence[Look], releases: Sequence[Release], places: Places) -> Holes:
-    """Compare each look with the one before it."""
-    vanished, unexplained = 0, []
-    for earlier, later in pairwise(looks):
-        gone = subtract(earlier.held, later.held)
-        vanished += total(gone)
-        if left := subtract(gone, places.of(between(releases, earlier.begin, later.end))):
-            unexplained.append(Unexplained(earlier.name, later.name, tuple(left)))
-    return Holes(len(looks), vanished, len(releases), tuple(unexplained))
+def judge_holes(steps: Sequence[Step], releases: Sequence[Release], places: Places) -> Holes:
+    """Judge what became holes in each step by what was released in it. releases: in the order of the trace."""
+    unexplained = []
+    for one in steps:
+        released = places.of(between(releases, one.begin, one.end)) if one.gone else []
+        if left := subtract(one.gone, released):
+            unexplained.append(Unexplained(one.earlier, one.later, tuple(left)))
+    vanished = sum(total(one.gone) for one in steps)
+    return Holes(len(steps), vanished, len(releases), tuple(unexplained))
 
 
 def check_holes(found: Holes, places: Places) -> Check:
     """Say what was found."""
     size = f"{counted(found.vanished_bytes)} ({human(found.vanished_bytes)})"
-    told = f"{size} became holes between {found.looks} looks"
+    told = f"{size} became holes in {found.steps} steps from look to look"
     if found.unexplained:
         return Check(name=NAME, outcome="fail", message=f"{_unexplained(found.unexplained, places)}; {told}")
     if not found.vanished_bytes:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balloonlab.measure.ranges import PAGE, Places
-from balloonlab.measure.verify_holes import Look, Release, check_holes, judge_holes
+from balloonlab.measure.verify_holes import Look, Release, Step, check_holes, judge_holes, step
 from hostdev.pages import Span, merge
 from qmp_glue.ram import Section
 
@@ -42,6 +42,9 @@ class World:
     records: int = 0
     releases: list[Release] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+
+    def steps(self) -> list[Step]:
+        return [step(*pair) for pair in pairwise(self.looks)]
 
     def length(self) -> int:
         return HEADER + RECORD * self.records
@@ -92,7 +95,7 @@ def worlds(draw: st.DrawFn) -> World:
 
 @given(worlds())
 def test_a_device_that_is_right_is_not_suspected(world: World) -> None:
-    found = judge_holes(world.looks, world.releases, PLACES)
+    found = judge_holes(world.steps(), world.releases, PLACES)
     assert found.unexplained == ()
     assert check_holes(found, PLACES).outcome == ("pass" if found.vanished_bytes else "skip")
 
@@ -103,7 +106,7 @@ def test_what_vanished_is_what_was_there(world: World) -> None:
         {place for span in look.held for place in range(span.start, span.end, PAGE)} for look in world.looks
     ]
     gone = sum(len(before - after) for before, after in pairwise(seen))
-    assert judge_holes(world.looks, world.releases, PLACES).vanished_bytes == gone * PAGE
+    assert judge_holes(world.steps(), world.releases, PLACES).vanished_bytes == gone * PAGE
 
 
 @given(worlds(), st.integers(0, COUNT - 1), RANGES)
@@ -118,7 +121,7 @@ def test_a_page_that_nobody_recorded_is_found(world: World, page: int, beside: r
     world.data.discard(page)
     for _ in world.looker(1):
         pass
-    found = judge_holes(world.looks[-2:], world.releases, PLACES)
+    found = judge_holes(world.steps()[-1:], world.releases, PLACES)
     assert [one.places for one in found.unexplained] == [(Span(page * PAGE, PAGE),)]
     check = check_holes(found, PLACES)
     assert check.outcome == "fail"
@@ -138,7 +141,7 @@ def test_a_release_on_its_way_at_a_look_explains_what_it_takes_after_it() -> Non
     list(world.looker(1))
     steps(device, 1)  # done
     list(world.looker(1))
-    found = judge_holes(world.looks, world.releases, PLACES)
+    found = judge_holes(world.steps(), world.releases, PLACES)
     assert (found.vanished_bytes, found.unexplained) == (2 * PAGE, ())
 
 
@@ -150,7 +153,7 @@ def test_a_release_that_was_over_before_a_look_explains_nothing() -> None:
     list(world.looker(1))
     world.data.discard(2)
     list(world.looker(1))
-    (left,) = judge_holes(world.looks, world.releases, PLACES).unexplained
+    (left,) = judge_holes(world.steps(), world.releases, PLACES).unexplained
     assert (left.earlier, left.later, left.places) == ("look 0", "look 0", (Span(2 * PAGE, PAGE),))
 
 
@@ -160,4 +163,4 @@ def test_a_release_that_was_recorded_after_a_look_explains_nothing() -> None:
     world.data.discard(2)
     list(world.looker(1))
     list(world.device([range(2, 3)]))
-    assert len(judge_holes(world.looks, world.releases, PLACES).unexplained) == 1
+    assert len(judge_holes(world.steps(), world.releases, PLACES).unexplained) == 1

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from balloonlab.errors import UsageError
+from balloonlab.measure.console import findings
 from balloonlab.measure.evidence import (
     CONSOLE,
     CONSOLE_BYTES,
     CONSOLE_CHARACTERS,
     CONSOLE_LINES,
+    SEARCHED_BYTES,
     TIMELINE,
     console_tail,
     read_evidence,
+    read_findings,
 )
 from balloonlab.measure.outputs import STEP_SUMMARY, write_outputs
 from tests import measured
@@ -99,6 +102,25 @@ def test_a_console_is_shown_in_printable_bounded_lines() -> None:
     assert [len(line) for line in console_tail("x" * 10_000)] == [CONSOLE_CHARACTERS]
     assert console_tail("cut\nwhole", cut=True) == ("whole",)
     assert console_tail("") == console_tail("\r\n\n") == ()
+
+
+def test_findings_of_a_file_are_those_of_its_text(tmp_path: Path) -> None:
+    path = tmp_path / CONSOLE
+    assert read_findings(path) == []
+    for content in (b"", b"\xffBUG: a", measured.PANIC.encode(), b"x\n" * 9 + b"BUG: a\n"):
+        path.write_bytes(content)
+        assert read_findings(path) == findings(content.decode(errors="replace"))
+
+
+@pytest.mark.parametrize("line", [b"x" * 4095 + b"\n", b"\n", b"x"])
+def test_a_console_without_end_is_searched_at_both_ends(tmp_path: Path, line: bytes) -> None:
+    """Of any size between, and with lines of any length; the number of a line is right all the same."""
+    path = tmp_path / CONSOLE
+    for size in (SEARCHED_BYTES - 1, 2 * SEARCHED_BYTES, 2 * SEARCHED_BYTES + 1, 3 * SEARCHED_BYTES + 12345):
+        middle = line * (size // len(line))
+        path.write_bytes(b"BUG: first\n" + middle + b"\nKernel panic - not syncing: last")
+        found = [(finding.kind, finding.line) for finding in read_findings(path)]
+        assert found == [("oops", 1), ("panic", 3 + middle.count(b"\n"))]
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

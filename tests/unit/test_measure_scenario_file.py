@@ -162,6 +162,15 @@ def test_a_relative_scenario_has_absolute_paths(tmp_path: Path, monkeypatch: pyt
     assert read_scenario(Path("a.toml")).guest.kernel == str(tmp_path / "image")
 
 
+def test_package_files_are_joined_by_commas(tmp_path: Path) -> None:
+    for name in ("a.deb", "b.deb"):
+        (tmp_path / name).touch()
+    found = parse('guest.kernel = "a.deb,b.deb"', tmp_path).guest.kernel
+    assert found == f"{tmp_path / 'a.deb'},{tmp_path / 'b.deb'}"
+    with pytest.raises(UsageError, match=r"^guest\.kernel: .*No such file or directory: name a file"):
+        parse('guest.kernel = "a.deb,gone.deb"', tmp_path)
+
+
 def test_a_suite_comes_before_a_file_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "trixie").touch()
     assert parse('guest.kernel = "trixie"', tmp_path).guest.kernel == "trixie"

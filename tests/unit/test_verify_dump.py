@@ -13,8 +13,17 @@ import pytest
 from elftools.common.exceptions import ELFError
 
 from balloonlab.measure.ranges import PAGE, Places, in_file
-from balloonlab.measure.verify_dump import PIECE, Comparison, Dump, Known, check_dump, read_segments
+from balloonlab.measure.verify_dump import (
+    PIECE,
+    Comparison,
+    Dump,
+    Known,
+    check_dump,
+    has_no_room,
+    read_segments,
+)
 from guest_images.agent import Pattern
+from hostdev.fds import Fd
 from hostdev.pages import Span
 from qmp_glue.ram import Section, held
 from tests.unit.elf_files import HEADER, PROGRAM, PT_LOAD, PT_NOTE
@@ -171,3 +180,14 @@ def test_what_is_no_dump_is_an_error() -> None:
         file.flush()
         with pytest.raises(ELFError):
             read_segments(file)
+
+
+def test_a_dump_that_has_no_room_is_not_made(tmp_path: Path, on_disk: Fd) -> None:
+    """More than any machine has; which of the two it lacks depends on where the file is."""
+    more = 1 << 60
+    with os.fdopen(os.dup(on_disk.fileno()), "r+b") as file:
+        assert "1048576 TiB of disk at" in has_no_room(file, tmp_path, more, 0)
+        assert "1048576 TiB of memory" in has_no_room(file, tmp_path, PAGE, more)
+        assert has_no_room(file, tmp_path, PAGE, PAGE) == ""
+    with os.fdopen(os.memfd_create("dump"), "r+b") as file:
+        assert "1048576 TiB of memory" in has_no_room(file, tmp_path, more, PAGE)
