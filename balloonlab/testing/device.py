@@ -5,6 +5,7 @@ device.py is the one beside a QEMU of ours. The fixture balloon_device hands thi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from balloonlab.measure.scenario import DeviceSpec
 from balloonlab.testing.logs import HasLogs
 from hostdev.listening import MAX_SOCKET_PATH
 from qmp_glue.parent import die_with_parent
+from qmp_glue.scratch import scratch_directory
 
 POLL_SECONDS = 0.005
 _SOCKET = "balloon.sock"
@@ -33,11 +35,11 @@ class BalloonDevice(HasLogs):
     def __init__(self, spec: DeviceSpec, folder: Path) -> None:
         """folder: where its log and counters go, and its sockets where their paths have room."""
         self.folder = folder
-        self._short: tempfile.TemporaryDirectory[str] | None = None
+        self._stack = contextlib.ExitStack()
         sockets = folder
         if len(os.fsencode(folder / _SOCKET)) > MAX_SOCKET_PATH:
-            self._short = tempfile.TemporaryDirectory(prefix="balloon-")
-            sockets = Path(self._short.name)
+            # What a killed run has left of such a folder is removed by the next one that needs one.
+            sockets = self._stack.enter_context(scratch_directory(Path(tempfile.gettempdir()), "balloon"))
         self.socket_path = sockets / _SOCKET
         self.control_path = sockets / "control"
         self._metrics_file = folder / "balloon.prom"
@@ -99,12 +101,9 @@ class BalloonDevice(HasLogs):
 
     def close(self) -> None:
         """End it, in order if it does so within END_SECONDS."""
-        try:
+        with self._stack:
             if self._process is not None:
                 _end(self._process)
-        finally:
-            if self._short is not None:
-                self._short.cleanup()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

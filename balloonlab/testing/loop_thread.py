@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 # From a call's interruption to its end: it ends what it has started, each step of which has a deadline of its own.
 END_SECONDS = 60.0
+# A signal that comes in the moment before a thread begins to wait does not wake it: Python sees it at the next look.
+LOOK_SECONDS = 0.2
 
 Value = TypeVar("Value")
 
@@ -38,12 +40,21 @@ class LoopThread:
             tasks.append(self._loop.create_task(work))
             tasks[0].add_done_callback(lambda task: _hand_over(task, outcome))
 
-        self._loop.call_soon_threadsafe(begin)
+        def give_up() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # interrupted before begin() was asked for
+                work.close()
+                outcome.cancel()
+
         try:
+            self._loop.call_soon_threadsafe(begin)
+            while not outcome.done():
+                wait([outcome], LOOK_SECONDS)
             return outcome.result()
         finally:
             if not outcome.done():
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 - begin() may be to come
+                self._loop.call_soon_threadsafe(give_up)
                 wait([outcome], END_SECONDS)
 
     def close(self) -> None:

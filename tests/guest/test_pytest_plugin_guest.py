@@ -24,10 +24,10 @@ CACHE = cache_root().parent
 OPTIONS = ["-p", "balloonlab.pytest_plugin", "-W", "error", "--strict-markers"]
 SECONDS = 300.0
 
-SHARED_GUEST_FAILS = """
+PANIC = """
 
-def test_that_fails(small_vm: BalloonVm) -> None:
-    assert small_vm.console_text() == ""
+def test_a_panic(small_vm: BalloonVm) -> None:
+    small_vm.run("echo c > /proc/sysrq-trigger")
 """
 
 
@@ -51,18 +51,24 @@ def has_qemu(folder: Path) -> bool:
 
 
 def test_the_example_of_the_documentation(suite: pytest.Pytester) -> None:
-    """Fills, frees, sees memory come back; and one more test that fails, whose report has the console."""
-    suite.makepyfile(test_my_guest=EXAMPLE.read_text() + SHARED_GUEST_FAILS)
+    """Fills, frees, sees memory come back; and one more test, whose guest panics: its report has the console."""
+    suite.makepyfile(test_my_guest=EXAMPLE.read_text() + PANIC)
     ran = suite.runpytest_subprocess(*OPTIONS, "--junitxml=junit.xml", timeout=SECONDS)
     ran.assert_outcomes(passed=4, failed=1)
     ran.stdout.fnmatch_lines(
-        ["*- balloon: the guest's console -*", "*Linux version*", "*- balloon: the device -*"]
+        [
+            "*GuestEndedError: the guest panicked*",
+            "*- balloon: the guest's console -*",
+            "*Linux version*",
+            "*Kernel panic - not syncing: sysrq triggered crash*",
+            "*- balloon: the device -*",
+        ]
     )
     assert started(suite.path) == []
     numbers = properties(suite.path / "junit.xml", "test_freed_memory_comes_back")
     assert int(numbers["balloon_released_bytes"]) > 150 << 20
     assert 0 < int(numbers["balloon_footprint_bytes"]) <= int(numbers["balloon_memory_bytes"]) == 512 << 20
-    assert properties(suite.path / "junit.xml", "test_that_fails") == {}
+    assert properties(suite.path / "junit.xml", "test_a_panic") == {}
 
 
 def properties(report: Path, test: str) -> dict[str, str]:
