@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,11 +33,16 @@ def output_of(command: Sequence[str | Path]) -> str:
 
 
 def test_actionlint_is_clean(tmp_path: Path) -> None:
-    """It has shellcheck read the steps; and it does find what is wrong."""
-    assert output_of([TOOLS / "actionlint", GITHUB]) == ""
+    """It has shellcheck read the steps; and it does find what is wrong.
+
+    Skipped without it also where CI=true: it is in no package index but as forks of people unknown.
+    """
+    if (actionlint := shutil.which("actionlint")) is None:
+        pytest.skip("not run: actionlint is not on PATH; github.com/rhysd/actionlint has it")
+    assert output_of([actionlint, GITHUB]) == ""
     wrong = tmp_path / "wrong.yml"
     wrong.write_text(GITHUB.read_text().replace("needs: machine", "needs: nobody"))
-    assert 'job "nobody" which does not exist' in output_of([TOOLS / "actionlint", wrong])
+    assert 'job "nobody" which does not exist' in output_of([actionlint, wrong])
 
 
 @pytest.mark.parametrize(("file", "schema"), [(GITHUB, "github-workflows"), (GITLAB, "gitlab-ci")])
