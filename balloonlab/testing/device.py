@@ -119,6 +119,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _listens(path: Path) -> bool:
     """Whether somebody listens at a path, without connecting, which only one front end at a time may."""
-    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    # A path may have spaces itself: only the fields before it are split off.
+    rows = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
+    lines = (line.split(maxsplit=_FIELDS - 1) for line in rows)
     flags = [line[_FLAGS] for line in lines if len(line) == _FIELDS and line[_PATH] == str(path)]
     return any(int(flag, 16) & _LISTENS for flag in flags)

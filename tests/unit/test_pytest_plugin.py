@@ -123,13 +123,13 @@ DEVICE = """
 """
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_serves(surroundings: pytest.Pytester, inner: Run, deep: bool) -> None:
-    """Also where pytest's own folders leave no room for the path of a socket. It ends with its test."""
+@pytest.mark.parametrize(("name", "deep"), [("b", False), ("d" * 80, True), ("b c", False)])
+def test_serves(surroundings: pytest.Pytester, inner: Run, name: str, deep: bool) -> None:
+    """Also where pytest's own folders leave no room for the path of a socket, or have a space. It ends with its test."""
     surroundings.makepyfile(DEVICE)
-    base = surroundings.path / ("d" * 80 if deep else "b")
+    base = surroundings.path / name
     inner(f"--basetemp={base}").assert_outcomes(passed=1)
-    pid, path = (surroundings.path / "device").read_text().split()
+    pid, _, path = (surroundings.path / "device").read_text().partition(" ")
     assert not lives(int(pid))
     assert not Path(path).exists()
     assert Path(path).is_relative_to(base) != deep
