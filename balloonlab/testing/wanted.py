@@ -20,7 +20,7 @@ from balloonlab.measure.scenario_check import check
 from balloonlab.rig import Setup
 from balloonlab.sizes import parse_size
 from hostdev.errors import EXIT_UNSUPPORTED
-from qmp_glue.errors import DebianError
+from qmp_glue.errors import DebianError, ResolutionError
 
 _GUEST = GuestSpec.__struct_fields__
 _DEVICE = DeviceSpec.__struct_fields__
@@ -64,27 +64,31 @@ def _specify(kind: type[Spec], names: tuple[str, ...], words: Mapping[str, objec
 
 
 def is_unmet(error: BaseException) -> bool:
-    """Whether one of EXPECTED says that this machine lacks something: a reason to skip a test, not to fail it."""
-    return isinstance(error, DebianError) or exit_status(error) == EXIT_UNSUPPORTED
+    """Whether one of EXPECTED says that this machine lacks something: a reason to skip a test, not to fail it.
+
+    That a suite has no such package would be so on every machine.
+    """
+    unreachable = isinstance(error, DebianError) and not isinstance(error, ResolutionError)
+    return unreachable or exit_status(error) == EXIT_UNSUPPORTED
 
 
 @dataclass
 class Preparations:
-    """What could not be had in one run of a test suite, by kernel: a time-out is not waited for again."""
+    """What could not be had in one run of a test suite, by guest: a time-out is not waited for again."""
 
     progress: Callable[[str], None]
-    _unmet: dict[str, BaseException] = field(default_factory=dict)
+    _unmet: dict[bytes, BaseException] = field(default_factory=dict)
 
     def setup(self, guest: Wanted) -> Setup:
         """Return what is to be booted. Raises what EXPECTED has; is_unmet() tells where that is this machine's lack."""
-        kernel = guest.guest.kernel
-        if kernel in self._unmet:
-            raise self._unmet[kernel]
+        key = msgspec.json.encode(guest.guest)  # its files are a dictionary, which has no hash
+        if key in self._unmet:
+            raise self._unmet[key]
         try:
             return _setup(guest, self.progress)
         except EXPECTED as error:
             if is_unmet(error):
-                self._unmet[kernel] = error
+                self._unmet[key] = error
             raise
 
 
