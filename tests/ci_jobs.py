@@ -1,7 +1,14 @@
-"""The ready jobs of docs/ci/ taken apart: their shell, in order, as the services run it. Not a test; used by two."""
+"""The ready jobs of docs/ci/ taken apart: their shell, in order, and the machine that it is run on. Used by three tests.
+
+What only a container's root can do is written down instead of done: apt-get, useradd, chown and chmod; setpriv, which
+changes to a user that is not there, runs what it is given.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +24,12 @@ GITHUB, GITLAB, SHELL = CI / "github-actions.yml", CI / "gitlab-ci.yml", CI / "m
 HOST_SHELL = ("bash", "-e")
 CONTAINER_SHELL = ("sh", "-e")
 GITLAB_SHELL = ("bash", "-eo", "pipefail")
+
+STEP_SECONDS = 300.0
+RECORDED = ("apt-get", "useradd", "chown", "chmod")
+RECORD = '#!/bin/sh\necho "${0##*/} $*" >> "$RECORD"\n'
+# setpriv's own options end with the first word that has no dash.
+PASS_ON = '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n'
 
 
 @dataclass(frozen=True)
@@ -44,3 +57,65 @@ def gitlab_step() -> Step:
     """Return the job's script: before_script and script are one, a line of the list after the other."""
     job = load(GITLAB)["guest memory"]
     return Step("script", "\n".join([*job["before_script"], *job["script"]]), GITLAB_SHELL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine of a service: its workspace, and what was done there as root."""
+
+    workspace: Path
+    environment: dict[str, str]
+    record: Path
+
+    def run(self, step: Step, **more: str) -> subprocess.CompletedProcess[str]:
+        script = self.record.with_name("script")
+        script.write_text(step.script)
+        return subprocess.run(
+            [*step.shell, script],
+            cwd=self.workspace,
+            env=self.environment | more,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=STEP_SECONDS,
+            check=False,
+        )
+
+    def must(self, steps: Iterable[Step]) -> str:
+        """Run steps until one fails, which none may. Returns what they printed."""
+        said = ""
+        for step in steps:
+            ran = self.run(step)
+            assert ran.returncode == 0, f"{step.name}: {ran.stdout}"
+            said += ran.stdout
+        return said
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.environment["HOME"]) / ".cache"
+
+    def recorded(self) -> list[str]:
+        return self.record.read_text().splitlines()
+
+
+def empty_place(folder: Path) -> Place:
+    """Make a machine with an empty workspace, in an empty folder."""
+    programs, workspace, home = (folder / name for name in ("programs", "workspace", "home"))
+    for one in (programs, workspace, home):
+        one.mkdir()
+    for name in (*RECORDED, "setpriv"):
+        write_program(programs / name, PASS_ON if name == "setpriv" else RECORD)
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG"))}
+    environment = kept | {
+        "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "CI": "true",
+        "RECORD": str(folder / "record"),
+    }
+    return Place(workspace, environment, folder / "record")
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
