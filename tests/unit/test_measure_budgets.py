@@ -42,7 +42,7 @@ def test_what_is_read(text: str, budget: Budget) -> None:
         ("reports=5M", "'5M' is no reports: give a number"),
         ("reports=nan", "reports cannot be as much as that"),
         ("reports=1e30", "reports cannot be as much as that"),
-        ("release=1s", "there is no figure 'release': choose one of"),
+        ("release=1s", "there is no figure 'release', did you mean released. choose one of"),
     ],
 )
 def test_what_is_refused(text: str, said: str) -> None:

@@ -276,7 +276,10 @@ FILL = '[[phase]]\ndo = "fill"\nsize = "64M"\n'
         ),
         ("[[phase]]\ndo = 'run'\ncommand = 'a'\nstatus = 256", r"phase\[1\].status is 256: give -64 to 255"),
         ("budget = 1", r"budget is 1: make it a table, \[budget\]"),
-        ("budget.resid = 1", "budget.resid: there is no figure 'resid': choose one of boot_seconds"),
+        (
+            "budget.resid = 1",
+            "budget.resid: there is no figure 'resid', did you mean residual. choose one of boot_seconds",
+        ),
         ("budget.residual = 'x'", "budget.residual: 'x' is no size"),
         ("budget.residual = true", "budget.residual: residual_bytes is counted in bytes: give a size"),
         ("budget.residual = inf", "budget.residual: residual_bytes cannot be as much as that"),
@@ -289,7 +292,10 @@ FILL = '[[phase]]\ndo = "fill"\nsize = "64M"\n'
             "budget.residual = 1\nbudget.residual_bytes = 2",
             "residual_bytes has two budgets: give each end once",
         ),
-        ("budget.boot.puak = 1", "budget.boot.puak: there is no figure 'boot.puak': choose one of seconds"),
+        (
+            "budget.boot.puak = 1",
+            "budget.boot.puak: there is no figure 'boot.puak', did you mean peak. choose one of seconds",
+        ),
         ("budget.boost.peak = 1", r"budget.boost.peak: no phase is named boost, did you mean boot\?"),
         ("budget.floor = 1", 'budget.floor: without a phase that does "idle" it is not measured, add one'),
         ("budget.t90 = 1", 'budget.t90: without a phase that does "free" it is not measured'),
