@@ -32,7 +32,7 @@ def test_what_is_read(text: str, budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "'' is no budget: write it like residual=64M or 'returned>=400M'"),
+        ("", "'' is no budget: write it like residual=128M or 'returned>=400M'"),
         ("=5", "'=5' is no budget"),
         ("residual", "'residual' is no budget"),
         ("residual>5", "'residual>5' is no budget"),

@@ -134,6 +134,10 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     assert only(comparison, "returned_bytes") == "worse"
     # A run that proved something has figures of its own.
     proof = replace(made_run(2, KEPT), counted=False)
+    wrong = replace(proof, checks=[Check(name="verify-holes", outcome="fail", message="a page too many")])
+    assert compare(made_report(made_run()), made_report(made_run(), wrong), "ours", [], Bar()).failures == [
+        "run 2 of NEW: verify-holes: a page too many"
+    ]
     assert not compare(made_report(made_run()), made_report(made_run(), proof), "ours", [], Bar()).regressed
     cut = replace(made_report(made_run()), planned=5)
     assert compare(made_report(made_run()), cut, "ours", [], Bar()).failures == [
