@@ -123,7 +123,7 @@ def _absent(figure: Figure) -> str:
         case "command_seconds" | "command_status":
             return "no command ran to its end"
         case name if name.startswith(("release_", "refault_")) or name in ("reports", "released_bytes"):
-            return "our device answered no reports in this run"
+            return "our device answered no reports, frees nothing, or could not write its trace to the end"
         case name if name.startswith("device_"):
             return "our device was not there, or the run ended before its end"
         case _:

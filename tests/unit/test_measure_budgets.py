@@ -88,7 +88,10 @@ def test_two_ends_are_one_budget() -> None:
         (
             Budget(figure="reports", least=1.0),
             None,
-            "reports was not measured, the budget is at least 1: our device answered no reports in this run",
+            (
+                "reports was not measured, the budget is at least 1: "
+                "our device answered no reports, frees nothing, or could not write its trace to the end"
+            ),
         ),
     ],
 )

@@ -139,6 +139,12 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
         "run 2 of NEW: verify-holes: a page too many"
     ]
     assert not compare(made_report(made_run()), made_report(made_run(), proof), "ours", [], Bar()).regressed
+    # Nor is a budget that another arm has broken.
+    broken = made_report(made_run(arm="off"), budgets=[Check(name="budget a", outcome="fail")])
+    ours = made_report(made_run())
+    both = replace(ours, runs=[*ours.runs, *broken.runs], arms=[*ours.arms, *broken.arms])
+    assert compare(ours, both, "ours", [], Bar()).failures == []
+    assert compare(both, both, "off", [], Bar()).failures == ["NEW: budget a failed"]
     cut = replace(made_report(made_run()), planned=5)
     assert compare(made_report(made_run()), cut, "ours", [], Bar()).failures == [
         "NEW was interrupted, 4 of its 5 runs are missing"
@@ -210,7 +216,7 @@ def test_what_makes_scenarios_different() -> None:
 def test_what_else_makes_two_reports_ones_of_different_things() -> None:
     report = made_report(made_run())
     with_files = replace(report, files={"/bin/a": "1", "/bin/b": "1"})
-    assert measured_otherwise(report, with_files) == []
+    assert measured_otherwise(report, with_files) == measured_otherwise(with_files, report) == []
     assert measured_otherwise(with_files, with_files) == []
     assert measured_otherwise(with_files, replace(report, files={"/bin/a": "1", "/bin/b": "2"})) == [
         "guest.files./bin/b: not the same contents"
@@ -436,6 +442,8 @@ def test_a_gap_far_over_noise_and_threshold_needs_only_its_own_confidence() -> N
         )
         == "worse"
     )
+    slow = repeated("release_p99_seconds", [0.1 + one for one in four])
+    assert only(compare(slow, old, "ours", [], Bar()), "release_p99_seconds") == "better"
     for added, runs in ((0.009, 4), (0.1, 3), (0.1, 1)):
         before = repeated("release_p99_seconds", four[:runs])
         after = repeated("release_p99_seconds", [added + one for one in four[:runs]])
@@ -454,3 +462,11 @@ def test_a_guest_that_reports_less_often_gives_back_less_evenly(delay_ms: int | 
         for seconds in (4.0, 14.0)
     )
     assert only(compare(old, new, "ours", [], Bar()), "t90_seconds") == expected
+
+
+def test_two_blocks_of_memory_are_noise_whatever_the_confidence() -> None:
+    """So many more or less are kept from one evening to the next, by all runs."""
+    old = repeated("residual_bytes", mebibytes([160.0] * 6))
+    for more, expected in ((4.0, "same"), (4.01, "worse")):
+        new = repeated("residual_bytes", mebibytes([160.0 + more] * 6))
+        assert only(compare(old, new, "ours", [], Bar(threshold=0.0)), "residual_bytes") == expected

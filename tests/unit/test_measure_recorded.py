@@ -98,10 +98,11 @@ def splits(size: int, *paths: Path) -> Iterator[tuple[Report, Report]]:
     [(1, (STANDARD, AGAIN)), (1, (GOOD,)), (2, (GOOD,)), (1, (CRIPPLED,)), (2, (CRIPPLED,))],
 )
 def test_a_kernel_is_no_worse_than_itself(size: int, paths: tuple[Path, ...]) -> None:
+    """Nor better: also without a threshold, which is a share of whatever the guest has."""
     wrong = {
         (one.figure, one.verdict)
         for old, new in splits(size, *paths)
-        for one in judged(old, new, "ours", [], Bar()).figures
+        for one in judged(old, new, "ours", [], Bar(threshold=0.0)).figures
         if one.verdict in ("worse", "better")
     }
     assert not wrong
@@ -117,7 +118,8 @@ def test_one_run_of_a_figure_that_is_named_is_no_coin_toss() -> None:
 
 
 def test_ten_runs_of_a_kernel_and_ten_more_are_the_same() -> None:
-    assert compare(STANDARD, AGAIN) == compare(AGAIN, STANDARD) == EXIT_PASS
+    for options in ([], ["--threshold", "0"]):
+        assert compare(STANDARD, AGAIN, *options) == compare(AGAIN, STANDARD, *options) == EXIT_PASS
 
 
 def test_one_run_on_each_side_is_enough_for_what_was_broken() -> None:
