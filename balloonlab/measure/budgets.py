@@ -54,7 +54,7 @@ def parse_budget(text: str) -> Budget:
     """Return the budget of "residual=64M", at most that, or "returned>=400M", at least. Raises UsageError."""
     matched = _WRITTEN.fullmatch(text)
     if matched is None:
-        raise UsageError(f"{text!r} is no budget: write it like residual=64M or 'returned>=400M'")
+        raise UsageError(f"{text!r} is no budget: write it like residual=128M or 'returned>=400M'")
     name, sign, value = matched.groups()
     limit = amount(find_figure(name), value)
     if sign == ">=":
@@ -123,7 +123,7 @@ def _absent(figure: Figure) -> str:
         case "command_seconds" | "command_status":
             return "no command ran to its end"
         case name if name.startswith(("release_", "refault_")) or name in ("reports", "released_bytes"):
-            return "our device answered no reports in this run"
+            return "our device answered no reports, frees nothing, or could not write its trace to the end"
         case name if name.startswith("device_"):
             return "our device was not there, or the run ended before its end"
         case _:
