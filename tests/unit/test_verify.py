@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from balloonlab.errors import UsageError
+from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Check, Outcome
-from balloonlab.measure.verify import _check_contents, _proved
+from balloonlab.measure.verify import _check_contents, _demanded, _proved
+from balloonlab.measure.verify_pages import Pages, check_pages
 from guest_images.agent_client import Checked
 from guest_images.errors import AgentRefusedError, AgentTimeoutError
 from qmp_glue.errors import CommandFailedError, DeadlineError, VmError
@@ -65,3 +67,29 @@ def test_contents(compared: list[Checked], gone: list[str], outcome: Outcome, me
     check = _check_contents(compared, gone)
     assert check.outcome == outcome
     assert message in check.message
+
+
+def test_what_was_to_be_proved_and_was_not_has_failed() -> None:
+    skipped = Check(name="verify-holes", outcome="skip", message="nothing to prove")
+    failed = Check(name="verify-holes", outcome="fail", message="not proved: nothing to prove")
+    assert _demanded(skipped) == failed
+    assert _demanded(failed) == failed
+    passed = Check(name="verify-holes", outcome="pass")
+    assert _demanded(passed) == passed
+
+
+@pytest.mark.parametrize(
+    ("judged", "churn", "outcome", "message"),
+    [
+        (0, 0, "skip", "nothing could be judged"),
+        (0, 1, "skip", "the guest is too restless"),
+        (8, 1, "skip", "the guest is too restless"),
+        (9, 1, "pass", "9 pages"),
+    ],
+)
+def test_a_guest_that_says_nothing_is_not_called_restless(
+    judged: int, churn: int, outcome: Outcome, message: str
+) -> None:
+    check = check_pages(Pages(judged * 4096, (), churn * 4096, {}), Places(()))
+    assert check.outcome == outcome
+    assert check.message.startswith(message)
