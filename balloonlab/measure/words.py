@@ -11,6 +11,10 @@ from balloonlab.errors import UsageError
 from balloonlab.measure.figures import FIGURES, Figure, find_figure, show
 from balloonlab.measure.report import Ending, Finding, Report, Run, Spread
 from balloonlab.measure.scenario import Arm, Budget
+from balloonlab.printable import printable
+
+# Of one reason within the verdict, which is a line; the check has all of it.
+REASON_CHARACTERS = 200
 
 ARM_NAMES: dict[Arm, str] = {
     "ours": "vhost-user-balloon",
@@ -104,15 +108,28 @@ def figure_names(report: Report) -> tuple[list[str], list[str]]:
 def verdict(report: Report) -> str:
     """Return the first line of all that is written: passed or failed, and of how much."""
     runs = plural(len(report.runs), "run")
+    skipped = unproved(report)
+    unsaid = f"; not proved: {', '.join(skipped)}" if skipped else ""
     if report.passed:
-        return f"passed: {runs}, no budget broken"
+        return f"passed: {runs}, no budget broken{unsaid}"
     failed = sum(not run.passed for run in report.runs)
     broken = sum(check.outcome == "fail" for arm in report.arms for check in arm.checks)
     missing = max(0, report.planned - len(report.runs))
     parts = [f"{failed} of {runs}"] if failed else []
     parts += [f"{plural(broken, 'budget')} broken"] if broken else []
     parts += [f"{plural(missing, 'run')} not made"] if missing else []
-    return f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
+    said = f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
+    return said + unsaid
+
+
+def unproved(report: Report) -> list[str]:
+    """Return the proofs of the runs that were asked for and not made, each with its reason."""
+    return [
+        f"{check.name} ({printable(check.message, REASON_CHARACTERS)})"
+        for run in report.runs
+        for check in run.checks
+        if check.outcome == "skip"
+    ]
 
 
 def plural(number: int, what: str) -> str:
