@@ -116,7 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of a measurement. passed: all runs that were planned, and every budget.
 
     planned: how many runs there should be; fewer are there if it was interrupted. environment: as runs.environment() has
-    it. seconds: from the first run's beginning to the last one's end.
+    it. seconds: from the first run's beginning to the last one's end. jobs: how many guests ran at once, at most.
     """
 
     schema: int
@@ -130,6 +130,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     arms: list[ArmResult]
     runs: list[Run]
     planned: int = 0
+    jobs: int = 1
 
 
 def json_schema() -> str:
