@@ -46,6 +46,14 @@ def with_files(initrd: Path, files: Mapping[str, str]) -> Path:
     return place
 
 
+def digests(files: Mapping[str, str]) -> dict[str, str]:
+    """Return for each path in the guest the digest of the file or the folder that comes there, names and modes included.
+
+    Raises GuestFileError as with_files() does.
+    """
+    return {inside: _digest(members({inside: outside})) for inside, outside in files.items()}
+
+
 def _digest(entries: Iterable[cpio.Entry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:

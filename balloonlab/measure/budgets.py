@@ -54,7 +54,7 @@ def parse_budget(text: str) -> Budget:
     """Return the budget of "residual=64M", at most that, or "returned>=400M", at least. Raises UsageError."""
     matched = _WRITTEN.fullmatch(text)
     if matched is None:
-        raise UsageError(f"{text!r} is no budget: write it like residual=64M or 'returned>=400M'")
+        raise UsageError(f"{text!r} is no budget: write it like residual=128M or 'returned>=400M'")
     name, sign, value = matched.groups()
     limit = amount(find_figure(name), value)
     if sign == ">=":

@@ -31,6 +31,7 @@ from balloonlab.options import Commands
 from balloonlab.progress import Progress
 from balloonlab.rig import Setup
 from balloonlab.runs import environment, make_folder
+from guest_images.overlay import digests
 
 # Each run has a folder and a process or two; more is a slip of the keyboard.
 MAX_REPEAT = 1000
@@ -107,6 +108,10 @@ class _Measuring:
     began: float = field(default_factory=time.monotonic)
     runs: list[Run] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # Before the runs: what changes meanwhile is not what was measured.
+        self._files = digests(self.scenario.guest.files)
+
     def orders(self) -> list[Order]:
         """Return the runs that are to be measured."""
         setups = {arm: for_arm(self.setup, arm) for arm in self.arms}
@@ -164,6 +169,7 @@ class _Measuring:
             runs=runs,
             planned=planned,
             jobs=self.jobs,
+            files=self._files,
         )
 
 

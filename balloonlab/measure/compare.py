@@ -14,7 +14,8 @@ import msgspec
 from rich.table import Table
 
 from balloonlab.errors import UsageError
-from balloonlab.measure.differences import Bar, Comparison, Difference, compare, scenarios_differ
+from balloonlab.measure.conditions import measured_otherwise
+from balloonlab.measure.differences import Bar, Comparison, Difference, compare
 from balloonlab.measure.exit_style import SKIP, add_option, booted
 from balloonlab.measure.figures import Figure, find_figure, full_name, show
 from balloonlab.measure.report import NAME, Report, Spread, read_report
@@ -24,7 +25,7 @@ from balloonlab.options import Commands
 from balloonlab.progress import Progress
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS
 
-_HEADINGS = ("figure", "old", "new", "difference", "interval", "verdict")
+_HEADINGS = ("figure", "old", "new", "shift", "interval", "verdict")
 
 
 def add_parser(commands: Commands) -> None:
@@ -32,8 +33,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "compare",
         help="compare two results of balloonlab measure",
-        description="Compare two results of balloonlab measure. Exit status: 0 no figure is worse, 1 one is, or NEW did "
-        "not come to its end. Fewer figures need fewer runs: name those that matter.",
+        description="Compare two results of balloonlab measure. Exit status: 0 nothing is worse, 1 a figure is, or is missing "
+        "in NEW, or a run of NEW did not come to its end, or failed a check or a budget. Fewer figures need fewer runs: name "
+        "those that matter.",
     )
     parser.add_argument("old", type=Path, metavar="OLD", help="run folder, or its result.json")
     parser.add_argument("new", type=Path, metavar="NEW", help="the same")
@@ -59,7 +61,9 @@ def add_parser(commands: Commands) -> None:
         metavar="PERCENT",
         help="of all figures together (default: 95%%; needs four runs on both sides for one figure, six for twenty)",
     )
-    parser.add_argument("--force", action="store_true", help="compare different scenarios too")
+    parser.add_argument(
+        "--force", action="store_true", help="compare different scenarios or accelerators too"
+    )
     parser.add_argument("--json", action="store_true", help="exact values")
     add_option(parser)
     parser.set_defaults(run=run)
@@ -109,10 +113,10 @@ def _confidence(text: str) -> float:
 
 
 def _refuse_other_scenario(old: Report, new: Report, options: argparse.Namespace) -> None:
-    differing = scenarios_differ(old.scenario, new.scenario)
+    differing = measured_otherwise(old, new)
     if differing and not options.force:
         raise UsageError(
-            f"OLD and NEW are of different scenarios ({'; '.join(differing)}): measure one of them again, "
+            f"OLD and NEW did not measure the same ({'; '.join(differing)}): measure one of them again, "
             "or compare all the same with --force"
         )
 
@@ -186,8 +190,18 @@ def _sentences(comparison: Comparison) -> list[str]:
     lines += [f"failure     {line}" for line in comparison.failures]
     worse = [one.figure for one in comparison.figures if one.verdict == "worse"]
     if not comparison.regressed:
-        return [*lines, "NEW is no worse than OLD."]
+        open_ones = [one.figure for one in comparison.figures if _is_open(one)]
+        if not open_ones:
+            return [*lines, "NEW is no worse than OLD."]
+        return [
+            *lines,
+            f"Nothing shows that NEW is worse than OLD; without confidence: {', '.join(open_ones)}.",
+        ]
     return [*lines, f"NEW is WORSE than OLD: {', '.join(worse) or comparison.failures[0]}."]
+
+
+def _is_open(one: Difference) -> bool:
+    return one.verdict == "no-confidence" and find_figure(one.figure).better != "neither"
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -195,7 +209,7 @@ def _notes(comparison: Comparison) -> list[str]:
     reached = [one.confidence for one in comparison.figures if one.difference is not None]
     least = min((one for one in reached if one is not None), default=1.0)
     if None in reached:
-        text = "one run on a side gives no confidence, so noise and threshold decide alone"
+        text = "one run on a side gives no confidence"
     elif reaches(least, comparison.each):
         return []
     else:
@@ -203,6 +217,6 @@ def _notes(comparison: Comparison) -> list[str]:
     if comparison.judged == 1:
         return [f"{text}: measure with --repeat {runs_for(comparison.each)}"]
     return [
-        f"{text}; of the {comparison.judged} figures those in bytes are judged all the same, others if they are named",
+        f"{text}: of what was not named, only a shift that runs of one guest never had is called better or worse",
         f"measure with --repeat {runs_for(comparison.each)} for {100 * comparison.confidence:.4g} % of all together",
     ]

@@ -116,7 +116,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of a measurement. passed: all runs that were planned, and every budget.
 
     planned: how many runs there should be; fewer are there if it was interrupted. environment: as runs.environment() has
-    it. seconds: from the first run's beginning to the last one's end. jobs: how many guests ran at once, at most.
+    it. seconds: from the first run's beginning to the last one's end. jobs: how many guests ran at once.
+    files: of scenario.guest.files, path in the guest -> digest of what was there, as guest_images.overlay has it.
     """
 
     schema: int
@@ -131,6 +132,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     runs: list[Run]
     planned: int = 0
     jobs: int = 1
+    files: dict[str, str] = {}
 
 
 def json_schema() -> str:

@@ -84,6 +84,8 @@ def _check_guest(guest: GuestSpec) -> None:
     _within("guest.page_reporting_delay_ms", guest.page_reporting_delay_ms, 0, MAX_UNSIGNED)
     for name in ("kernel", "flavour", "modules", "command_line"):
         text = getattr(guest, name) or ""
+        if not text and name in ("kernel", "flavour"):
+            raise UsageError(f"guest.{name} is empty: leave it out, or give one")
         if not text.isprintable():
             raise UsageError(f"guest.{name} has a line end or control character in it: leave it out")
     for path in guest.files:

@@ -127,9 +127,22 @@ def apply(scenario: Scenario, overrides: Overrides) -> Scenario:
         guest = replace(guest, memory=_option("--memory", overrides.memory, parse_size))
     if overrides.cpus is not None:
         guest = replace(guest, cpus=overrides.cpus)
+    _check_said(replace(scenario, guest=guest), overrides)
     said = joined([_option("--budget", text, parse_budget) for text in overrides.budgets])
     kept = tuple(one for one in scenario.budgets if one.figure not in {other.figure for other in said})
     return check(replace(scenario, guest=guest, budgets=(*kept, *said)))
+
+
+def _check_said(scenario: Scenario, overrides: Overrides) -> None:
+    """Raise UsageError for a guest that the command line has made too small or too large, and name the option."""
+    said = {"--memory": overrides.memory, "--cpus": overrides.cpus}
+    options = ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+    try:
+        check(replace(scenario, budgets=()))
+    except UsageError as error:
+        if not options:
+            raise
+        raise UsageError(f"with {options}: {error}") from error
 
 
 def _option(name: str, text: str, parse: Callable[[str], Value]) -> Value:
@@ -207,6 +220,8 @@ def _kernel(text: str, folder: Path, path: str) -> str:
 
 def _existing(text: str, folder: Path, path: str) -> str:
     """Return the absolute path of what is there. Raises UsageError."""
+    if not text:
+        raise UsageError(f"{path} is empty: name a file or folder that is there")
     there = folder / text
     try:
         there.stat()

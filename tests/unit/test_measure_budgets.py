@@ -32,7 +32,7 @@ def test_what_is_read(text: str, budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "'' is no budget: write it like residual=64M or 'returned>=400M'"),
+        ("", "'' is no budget: write it like residual=128M or 'returned>=400M'"),
         ("=5", "'=5' is no budget"),
         ("residual", "'residual' is no budget"),
         ("residual>5", "'residual>5' is no budget"),
@@ -42,7 +42,7 @@ def test_what_is_read(text: str, budget: Budget) -> None:
         ("reports=5M", "'5M' is no reports: give a number"),
         ("reports=nan", "reports cannot be as much as that"),
         ("reports=1e30", "reports cannot be as much as that"),
-        ("release=1s", "there is no figure 'release': choose one of"),
+        ("release=1s", "there is no figure 'release', did you mean released. choose one of"),
     ],
 )
 def test_what_is_refused(text: str, said: str) -> None:

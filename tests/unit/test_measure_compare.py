@@ -16,7 +16,8 @@ from rich.console import Console
 from balloonlab import cli
 from balloonlab.errors import UsageError
 from balloonlab.measure.compare import _show
-from balloonlab.measure.differences import Bar, Comparison, compare, conditions, scenarios_differ, verdict
+from balloonlab.measure.conditions import conditions, measured_otherwise, scenarios_differ
+from balloonlab.measure.differences import Bar, Comparison, compare, verdict
 from balloonlab.measure.figures import find_figure
 from balloonlab.measure.report import Check, Report
 from balloonlab.measure.scenario import Budget, Fill, Scenario
@@ -39,6 +40,7 @@ def only(comparison: Comparison, figure: str) -> str:
 @pytest.mark.parametrize(
     ("figure", "estimate", "interval", "expected"),
     [
+        # Noise and threshold are 5 MiB here, and what two runs may be apart 6 MiB.
         ("residual", 20.0 * MIB, (10.0 * MIB, 30.0 * MIB), "worse"),
         ("residual", -20.0 * MIB, (-30.0 * MIB, -10.0 * MIB), "better"),
         ("returned", -20.0 * MIB, (-30.0 * MIB, -10.0 * MIB), "worse"),
@@ -47,17 +49,20 @@ def only(comparison: Comparison, figure: str) -> str:
         ("residual", 20.0 * MIB, (-1.0, 30.0 * MIB), "no-confidence"),
         ("residual", 20.0 * MIB, (0.0, 30.0 * MIB), "no-confidence"),
         ("residual", 20.0 * MIB, None, "worse"),
-        # Of 100 MiB 5 % are 5 MiB: that much is none yet. A block of 2 MiB is noise whatever the share.
-        ("residual", 5.0 * MIB, (4.0 * MIB, 6.0 * MIB), "same"),
-        ("residual", 5.01 * MIB, (4.0 * MIB, 6.0 * MIB), "worse"),
-        ("boot_seconds", 0.1, None, "same"),
-        ("boot_seconds", 0.11, None, "worse"),
+        ("residual", 6.01 * MIB, None, "worse"),
+        ("residual", 6.0 * MIB, None, "no-confidence"),
+        ("residual", 5.0 * MIB, None, "same"),
+        ("released", 20.0 * MIB, None, "changed"),
+        ("released", 20.0 * MIB, (-1.0, 30.0 * MIB), "no-confidence"),
+        ("residual", 5.0 * MIB, (-5.0 * MIB, 5.0 * MIB), "same"),
+        ("residual", 5.0 * MIB, (4.0 * MIB, 5.01 * MIB), "no-confidence"),
+        ("residual", 1.0 * MIB, (-5.01 * MIB, 3.0 * MIB), "no-confidence"),
+        ("residual", 7.0 * MIB, (4.0 * MIB, 8.0 * MIB), "worse"),
     ],
 )
 def test_verdicts(figure: str, estimate: float, interval: tuple[float, float] | None, expected: str) -> None:
     found = Shift(estimate, Interval(*interval, 0.95) if interval else None)
-    old = 100.0 * MIB if find_figure(figure).unit == "bytes" else 1.0
-    assert verdict(find_figure(figure), found, old, 0.05) == expected
+    assert verdict(find_figure(figure), found, 5.0 * MIB, 6.0 * MIB) == expected
 
 
 def test_a_regression_of_five_runs() -> None:
@@ -97,7 +102,7 @@ def test_runs_that_differ_as_much_among_themselves() -> None:
 @pytest.mark.parametrize(
     ("runs", "each", "alone"),
     [
-        ([5.0], "no-confidence", "worse"),
+        ([5.0], "no-confidence", "no-confidence"),
         ([5.0, 5.1, 5.2], "no-confidence", "worse"),
         ([5.0, 5.1, 5.2, 5.3, 5.4], "worse", "worse"),
     ],
@@ -122,10 +127,17 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     # Its figures are whole where only the driver was missing, and are shown.
     deaf = made_report(made_run(1, KEPT, ending="no-driver"))
     comparison = compare(made_report(made_run()), deaf, "ours", [], Bar())
-    assert len(comparison.failures) == 1
+    assert comparison.failures == [
+        "run 1 of NEW ended no-driver: the guest no-driver in a test",
+        "t90_seconds was measured in OLD, and not in NEW",
+    ]
     assert only(comparison, "returned_bytes") == "worse"
     # A run that proved something has figures of its own.
     proof = replace(made_run(2, KEPT), counted=False)
+    wrong = replace(proof, checks=[Check(name="verify-holes", outcome="fail", message="a page too many")])
+    assert compare(made_report(made_run()), made_report(made_run(), wrong), "ours", [], Bar()).failures == [
+        "run 2 of NEW: verify-holes: a page too many"
+    ]
     assert not compare(made_report(made_run()), made_report(made_run(), proof), "ours", [], Bar()).regressed
     cut = replace(made_report(made_run()), planned=5)
     assert compare(made_report(made_run()), cut, "ours", [], Bar()).failures == [
@@ -133,7 +145,7 @@ def test_a_run_that_did_not_come_to_its_end_is_a_regression() -> None:
     ]
     # And no run at all is left to be compared.
     none = compare(made_report(made_run()), made_report(made_run(1, {}, ending="hung")), "ours", [], Bar())
-    assert none.regressed
+    assert none.failures == ["run 1 of NEW ended hung: the guest hung in a test"]
     assert {one.verdict for one in none.figures} == {"not-measured"}
 
 
@@ -146,8 +158,12 @@ def test_a_figure_that_is_asked_for_must_be_there() -> None:
         compare(new, old, "ours", ["t90_seconds"], Bar())
     phase = compare(old, new, "ours", ["return.peak_bytes"], Bar())
     assert [(one.figure, one.verdict) for one in phase.figures] == [("return.peak_bytes", "same")]
-    assert only(compare(old, new, "ours", [], Bar(threshold=10.0)), "t90_seconds") == "not-measured"
-    assert not compare(old, new, "ours", [], Bar(threshold=10.0)).regressed
+    everything = compare(old, new, "ours", [], Bar(threshold=10.0))
+    assert only(everything, "t90_seconds") == "not-measured"
+    assert everything.regressed
+    assert everything.failures == ["t90_seconds was measured in OLD, and not in NEW"]
+    assert not compare(new, old, "ours", [], Bar(threshold=10.0)).regressed
+    assert not compare(old, new, "ours", ["floor_bytes"], Bar()).regressed
 
 
 def test_an_old_report_without_a_measured_run() -> None:
@@ -178,21 +194,44 @@ def test_what_makes_scenarios_different() -> None:
     ]
     phases = (*STANDARD.phases[:2], Fill(name="fill", size=MIB), STANDARD.phases[3])
     assert scenarios_differ(STANDARD, replace(STANDARD, phases=phases)) == [
-        "phases[3].size: 268435456 in OLD, 1048576 in NEW"
+        "phases[3].size: 256 MiB in OLD, 1.0 MiB in NEW"
+    ]
+    assert scenarios_differ(STANDARD, replace(STANDARD, guest=replace(guest, memory=513 << 20))) == [
+        "guest.memory: 512 MiB in OLD, 513 MiB in NEW"
+    ]
+    phases = (*STANDARD.phases[:2], Fill(name="fill", size=(256 << 20) + 4096), STANDARD.phases[3])
+    assert scenarios_differ(STANDARD, replace(STANDARD, phases=phases)) == [
+        "phases[3].size: 268435456 bytes in OLD, 268439552 bytes in NEW"
+    ]
+    # What auto comes to is in the report.
+    assert scenarios_differ(STANDARD, replace(STANDARD, guest=replace(guest, accelerator="tcg"))) == []
+
+
+def test_what_else_makes_two_reports_ones_of_different_things() -> None:
+    report = made_report(made_run())
+    with_files = replace(report, files={"/bin/a": "1", "/bin/b": "1"})
+    assert measured_otherwise(report, with_files) == []
+    assert measured_otherwise(with_files, with_files) == []
+    assert measured_otherwise(with_files, replace(report, files={"/bin/a": "1", "/bin/b": "2"})) == [
+        "guest.files./bin/b: not the same contents"
+    ]
+    assert measured_otherwise(report, replace(report, accelerator="kvm")) == [
+        "accelerator: tcg in OLD, kvm in NEW"
     ]
 
 
 def test_what_else_differs_is_said() -> None:
     old, new = made_report(made_run()), made_report(made_run(), kernel="6.13.0")
-    new = replace(new, accelerator="kvm", environment={"host": {"cpus": 4, "settings": {"swappiness": "60"}}})
+    new = replace(new, jobs=2, environment={"host": {"cpus": 4, "settings": {"swappiness": "60"}}})
     assert conditions(old, old) == []
     assert conditions(old, new) == [
         "kernel: 6.12.1 in OLD, 6.13.0 in NEW",
-        "accelerator: tcg in OLD, kvm in NEW",
         "vhost-user-balloon: 1.0 in OLD, nothing in NEW",
+        "jobs: 1 in OLD, 2 in NEW",
         "host.cpus: 2 in OLD, 4 in NEW",
     ]
     assert compare(old, new, "ours", [], Bar()).conditions == conditions(old, new)
+    assert "host: something in OLD, nothing in NEW" in conditions(old, replace(old, environment={}))
 
 
 # The command
@@ -210,6 +249,10 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     leave(made_report(made_run(), scenario=replace(STANDARD, phases=())), tmp_path / "other")
     leave(made_report(made_run(arm="qemu")), tmp_path / "qemu")
     leave(replace(made_report(made_run()), planned=2), tmp_path / "cut")
+    leave(replace(made_report(made_run()), accelerator="kvm"), tmp_path / "kvm")
+    lost = Check(name="verify-contents", outcome="fail", message="4 pages lost")
+    leave(made_report(made_run(checks=[lost])), tmp_path / "lost")
+    leave(made_report(made_run(), budgets=[replace(lost, name="budget a")]), tmp_path / "broken")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no JSON")
     return tmp_path
@@ -239,6 +282,11 @@ def run(*words: str) -> int:
         ("good cut", 1, 0),
         ("good other", 2, 255),
         ("good other --force", 0, 0),
+        ("good kvm", 2, 255),
+        ("good kvm --force", 0, 0),
+        ("good lost", 1, 1),
+        ("good broken", 1, 1),
+        ("lost good", 0, 0),
         ("good qemu", 2, 255),
         ("qemu qemu", 0, 0),
         ("good good --arm qemu", 2, 255),
@@ -263,7 +311,8 @@ def test_exit_statuses(words: str, default: int, bisect: int) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("good other", r"OLD and NEW are of different scenarios \(phases: 4 of them in OLD, .*with --force"),
+        ("good other", r"OLD and NEW did not measure the same \(phases: 4 of them in OLD, .*with --force"),
+        ("good kvm", r"did not measure the same \(accelerator: tcg in OLD, kvm in NEW\)"),
         ("good qemu", "OLD and NEW have no arm in common: measure one of them again"),
         ("good good --arm qemu", "--arm qemu is not in both: choose one of ours"),
         ("good text", "text is no result of balloonlab measure"),
@@ -272,7 +321,12 @@ def test_exit_statuses(words: str, default: int, bisect: int) -> None:
         ("good good --confidence 100%", r"--confidence 100%: give 50% to 99\.9%, or 0\.5 to 0\.999"),
         ("good good --confidence 95", "--confidence 95: give 50% to"),
         ("good good --confidence often", "--confidence often is no percentage"),
-        ("good good --figure residul", "there is no figure 'residul': choose one of boot_seconds"),
+        (
+            "good good --figure residul",
+            "no figure 'residul', did you mean residual\\? choose one of boot_seconds",
+        ),
+        ("good good --figure return.paek", "no figure 'return.paek', did you mean peak\\? choose one of"),
+        ("good good --figure x", "there is no figure 'x': choose one of"),
     ],
 )
 def test_what_is_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +342,7 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("good", "kept") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "figure          old      new      difference           interval       verdict",
+        "figure          old      new      shift                interval       verdict",
         "boot_seconds    5.00 s   5.00 s   none                 one run: none  same",
         "floor_bytes     160 MiB  160 MiB  none                 one run: none  same",
         "residual_bytes  164 MiB  410 MiB  +246 MiB (+150.0 %)  one run: none  worse",
@@ -296,10 +350,11 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         "t90_seconds     4.00 s   -        -                    -              not-measured",
         "reports         90       90       none                 one run: none  same",
         (
-            "note        one run on a side gives no confidence, so noise and threshold decide alone; of the 4 figures those "
-            "in bytes are judged all the same, others if they are named"
+            "note        one run on a side gives no confidence: of what was not named, only a shift that runs of one guest "
+            "never had is called better or worse"
         ),
         "note        measure with --repeat 5 for 95 % of all together",
+        "failure     t90_seconds was measured in OLD, and not in NEW",
         "NEW is WORSE than OLD: residual_bytes, returned_bytes.",
     ]
 
@@ -340,7 +395,7 @@ def test_many_figures_ask_for_more_of_each() -> None:
     old = repeated("residual_bytes", mebibytes(FIVE))
     new = repeated("residual_bytes", mebibytes([value + 30 for value in FIVE]))
     text = shown(old, new, Bar(confidence=0.98), terminal=False, named=())
-    assert "so few runs give 99.21 % at most, not 99.6 %; of the 5 figures those in bytes are judged" in text
+    assert "so few runs give 99.21 % at most, not 99.6 %: of what was not named, only a shift" in text
     assert "measure with --repeat 6 for 98 % of all together\n" in text
 
 
@@ -354,7 +409,48 @@ def test_failures_and_conditions_are_shown() -> None:
     text = shown(old, new, Bar(), terminal=False)
     assert "differs     kernel: 6.12.1 in OLD, 6.13.0 in NEW" in text
     assert "failure     run 2 of NEW ended panicked: the guest panicked in a test" in text
+    assert "failure     run 2 of NEW: a: b\n" in text
     assert text.endswith(
         "NEW is WORSE than OLD: run 2 of NEW ended panicked: the guest panicked in a test.\n"
     )
     assert shown(old, old, Bar(), terminal=False).endswith("NEW is no worse than OLD.\n")
+
+
+def test_what_cannot_be_told_is_named() -> None:
+    old, new = repeated("boot_seconds", [5.0]), repeated("boot_seconds", [9.0])
+    text = shown(old, new, Bar(), terminal=False, named=())
+    assert text.endswith("Nothing shows that NEW is worse than OLD; without confidence: boot_seconds.\n")
+    # Which way reports go is neither better nor worse.
+    old, new = repeated("reports", [5.0, 6.0]), repeated("reports", [5.0, 9.0])
+    assert shown(old, new, Bar(), terminal=False, named=()).endswith("NEW is no worse than OLD.\n")
+
+
+def test_a_gap_far_over_noise_and_threshold_needs_only_its_own_confidence() -> None:
+    """Four runs have 97 %: of five figures together 95 % takes 99 % each."""
+    four = [0.02, 0.03, 0.025, 0.021]
+    old = repeated("release_p99_seconds", four)
+    assert (
+        only(
+            compare(old, repeated("release_p99_seconds", [0.1 + one for one in four]), "ours", [], Bar()),
+            "release_p99_seconds",
+        )
+        == "worse"
+    )
+    for added, runs in ((0.009, 4), (0.1, 3), (0.1, 1)):
+        before = repeated("release_p99_seconds", four[:runs])
+        after = repeated("release_p99_seconds", [added + one for one in four[:runs]])
+        comparison = compare(before, after, "ours", [], Bar())
+        assert only(comparison, "release_p99_seconds") == "no-confidence"
+        assert not comparison.regressed
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "expected"), [(None, "worse"), (2000, "worse"), (20000, "no-confidence")]
+)
+def test_a_guest_that_reports_less_often_gives_back_less_evenly(delay_ms: int | None, expected: str) -> None:
+    guest = replace(STANDARD.guest, page_reporting_delay_ms=delay_ms)
+    old, new = (
+        replace(repeated("t90_seconds", [seconds]), scenario=replace(STANDARD, guest=guest))
+        for seconds in (4.0, 14.0)
+    )
+    assert only(compare(old, new, "ours", [], Bar()), "t90_seconds") == expected

@@ -228,6 +228,9 @@ FILL = '[[phase]]\ndo = "fill"\nsize = "64M"\n'
         (GUEST + "machine = 35", "guest.machine is 35: give one of q35, microvm"),
         (GUEST + 'command_line = "a\\nb"', "guest.command_line has a line end or control character"),
         (GUEST + 'modules = "a\\u0000"', "guest.modules has a line end or control character"),
+        (GUEST + 'kernel = ""', "guest.kernel is empty: leave it out, or give one"),
+        (GUEST + 'modules = ""', "guest.modules is empty: name a file or folder"),
+        (GUEST + 'files = { "/a" = "" }', 'guest.files."/a" is empty: name a file or folder'),
         (GUEST + 'kernel = "bookwrm"', "guest.kernel: '/bookwrm': No such file.* bookworm-.*mean bookworm"),
         (GUEST + 'kernel = "' + "x" * 5000 + '"', "guest.kernel: '/xxx.*: File name too long"),
         (
@@ -276,7 +279,10 @@ FILL = '[[phase]]\ndo = "fill"\nsize = "64M"\n'
         ),
         ("[[phase]]\ndo = 'run'\ncommand = 'a'\nstatus = 256", r"phase\[1\].status is 256: give -64 to 255"),
         ("budget = 1", r"budget is 1: make it a table, \[budget\]"),
-        ("budget.resid = 1", "budget.resid: there is no figure 'resid': choose one of boot_seconds"),
+        (
+            "budget.resid = 1",
+            "budget.resid: there is no figure 'resid', did you mean residual. choose one of boot_seconds",
+        ),
         ("budget.residual = 'x'", "budget.residual: 'x' is no size"),
         ("budget.residual = true", "budget.residual: residual_bytes is counted in bytes: give a size"),
         ("budget.residual = inf", "budget.residual: residual_bytes cannot be as much as that"),
@@ -289,7 +295,10 @@ FILL = '[[phase]]\ndo = "fill"\nsize = "64M"\n'
             "budget.residual = 1\nbudget.residual_bytes = 2",
             "residual_bytes has two budgets: give each end once",
         ),
-        ("budget.boot.puak = 1", "budget.boot.puak: there is no figure 'boot.puak': choose one of seconds"),
+        (
+            "budget.boot.puak = 1",
+            "budget.boot.puak: there is no figure 'boot.puak', did you mean peak. choose one of seconds",
+        ),
         ("budget.boost.peak = 1", r"budget.boost.peak: no phase is named boost, did you mean boot\?"),
         ("budget.floor = 1", 'budget.floor: without a phase that does "idle" it is not measured, add one'),
         ("budget.t90 = 1", 'budget.t90: without a phase that does "free" it is not measured'),
@@ -349,11 +358,29 @@ def test_the_command_line_comes_before_the_scenario(tmp_path: Path, monkeypatch:
         (Overrides(kernel="/nowhere"), "--kernel: '/nowhere': No such file.*; or choose a Debian suite of"),
         (Overrides(modules="/nowhere"), "--modules: '/nowhere': No such file"),
         (Overrides(memory="much"), "--memory much: 'much' is no size"),
-        (Overrides(memory="256M"), r"phase\[3\].size is 256 MiB: give less than guest.memory, 256 MiB"),
-        (Overrides(cpus=0), "guest.cpus is 0"),
+        (
+            Overrides(memory="256M"),
+            r"^with --memory 256M: phase\[3\].size is 256 MiB: give less than guest.memory, 256 MiB",
+        ),
+        (
+            Overrides(memory="64M", cpus=2),
+            "^with --memory 64M, --cpus 2: guest.memory is 64 MiB: give 128 MiB",
+        ),
+        (Overrides(cpus=0), "^with --cpus 0: guest.cpus is 0"),
+        # What else is wrong does not come from them.
+        (
+            Overrides(memory="1G", budgets=("command=1",)),
+            "^budget.command_seconds: without a phase that does",
+        ),
+        (
+            Overrides(kernel=""),
+            "^--kernel is empty: name a file or folder that is there; or choose a Debian suite of",
+        ),
+        (Overrides(modules=""), "^--modules is empty: name a file or folder"),
+        (Overrides(flavour=""), "^guest.flavour is empty: leave it out, or give one"),
         (
             Overrides(budgets=("residual",)),
-            "--budget residual: 'residual' is no budget: write it like residual=64M or",
+            "--budget residual: 'residual' is no budget: write it like residual=128M or",
         ),
         (Overrides(budgets=("residual<64M",)), "--budget residual<64M: 'residual<64M' is no budget"),
         (Overrides(budgets=("residual=soon",)), "--budget residual=soon: 'soon' is no size"),

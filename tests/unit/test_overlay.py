@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from guest_images.errors import GuestFileError
-from guest_images.overlay import members
+from guest_images.overlay import digests, members
 
 
 def names(files: dict[str, str]) -> list[str]:
@@ -83,3 +83,21 @@ def test_a_file_that_no_archive_holds_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(1 << 32)
     with pytest.raises(GuestFileError, match="4 GiB and more"):
         names({"/large": str(tmp_path / "large")})
+
+
+def test_a_digest_follows_the_contents_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("text")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("text")
+    files = {"/b": str(tmp_path / "folder"), "/a": str(tmp_path / "folder/file")}
+    found = digests(files)
+    assert list(found) == ["/b", "/a"]
+    os.utime(tmp_path / "folder/file", (0, 0))
+    assert digests({"/b": str(tmp_path / "other"), "/a": str(tmp_path / "other/file")}) == found
+    (tmp_path / "folder/file").write_text("test")
+    assert all(digests(files)[place] != found[place] for place in found)
+    (tmp_path / "folder/file").write_text("text")
+    assert digests(files) == found
+    (tmp_path / "folder/file").chmod(0o700)
+    assert all(digests(files)[place] != found[place] for place in found)
