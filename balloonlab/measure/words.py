@@ -106,20 +106,23 @@ def figure_names(report: Report) -> tuple[list[str], list[str]]:
 
 
 def verdict(report: Report) -> str:
-    """Return the first line of all that is written: passed or failed, and of how much."""
-    runs = plural(len(report.runs), "run")
+    """Return the first line of all that is written: passed or failed, of how much, and what was not proved."""
     skipped = unproved(report)
-    unsaid = f"; not proved: {', '.join(skipped)}" if skipped else ""
+    return result(report) + (f"; not proved: {', '.join(skipped)}" if skipped else "")
+
+
+def result(report: Report) -> str:
+    """Return whether it passed or failed, and of how much."""
+    runs = plural(len(report.runs), "run")
     if report.passed:
-        return f"passed: {runs}, no budget broken{unsaid}"
+        return f"passed: {runs}, no budget broken"
     failed = sum(not run.passed for run in report.runs)
     broken = sum(check.outcome == "fail" for arm in report.arms for check in arm.checks)
     missing = max(0, report.planned - len(report.runs))
     parts = [f"{failed} of {runs}"] if failed else []
     parts += [f"{plural(broken, 'budget')} broken"] if broken else []
     parts += [f"{plural(missing, 'run')} not made"] if missing else []
-    said = f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
-    return said + unsaid
+    return f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
 
 
 def unproved(report: Report) -> list[str]:
