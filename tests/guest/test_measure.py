@@ -336,8 +336,8 @@ CASES = {
     ),
     "hang-at-boot": Case(
         "hung",
-        '[guest]\nmemory = "256M"\ncommand_line = "rdinit=/usr/bin/sh"\n[[phase]]\ndo = "boot"\ndeadline = "12s"\n',
-        "did not answer within 12",  # how far it has come by then is this machine's affair
+        '[guest]\nmemory = "256M"\ncommand_line = "rdinit=/usr/bin/sh"\n[[phase]]\ndo = "boot"\ndeadline = "6s"\n',
+        "did not answer within 6",  # how far it has come by then is this machine's affair
     ),
     "out-of-memory": Case(
         "out-of-memory",
