@@ -36,21 +36,29 @@ STANDARD = Path("docs/scenarios/standard.toml")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and write. Returns the exit status: 0 all were measured, or the worst that a measurement ended with."""
+    """Measure and write. Returns the exit status: 0 all were measured, or the worst that a measurement ended with.
+
+    A kernel that cannot be measured is named in the table, and the others are measured all the same.
+    """
     parser = argparse.ArgumentParser(prog="scripts/kernels")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", default=KERNELS)
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--scenario", type=Path, default=STANDARD, metavar="FILE.toml")
     options = parser.parse_args(arguments)
-    reports, worst = {}, EXIT_PASS
+    reports: dict[str, Report] = {}
+    failed: dict[str, int] = {}
+    worst = EXIT_PASS
     with tempfile.TemporaryDirectory(prefix="kernels-") as scratch:
         for kernel in options.kernels:
             folder = Path(scratch) / kernel.replace("/", "-")
             status = measure(kernel, options.scenario, options.repeat, folder)
-            if status not in (EXIT_PASS, EXIT_CHECK_FAILED):
-                return status
-            reports[kernel], worst = read_report(folder), max(worst, status)
-    write(reports, options.repeat, options.scenario)
+            worst = max(worst, abs(status))  # less than 0 is the signal that ended it
+            if status in (EXIT_PASS, EXIT_CHECK_FAILED):
+                reports[kernel] = read_report(folder)
+            else:
+                failed[kernel] = status
+    if reports:
+        write(reports, failed, options.repeat, options.scenario)
     return worst
 
 
@@ -62,8 +70,8 @@ def measure(kernel: str, scenario: Path, repeat: int, folder: Path) -> int:
     return subprocess.run([*command, *options], check=False).returncode
 
 
-def write(reports: dict[str, Report], repeat: int, scenario: Path) -> None:
-    """Write the table and the figures."""
+def write(reports: dict[str, Report], failed: dict[str, int], repeat: int, scenario: Path) -> None:
+    """Write the table and the figures. failed: the status for each kernel that was not measured."""
     document = {
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -71,6 +79,7 @@ def write(reports: dict[str, Report], repeat: int, scenario: Path) -> None:
         "scenario": str(scenario),
         "repeat": repeat,
         "kernels": {name: _plain(report) for name, report in reports.items()},
+        "not_measured": failed,
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "kernels.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -96,6 +105,10 @@ def render(document: dict[str, Any], reports: dict[str, Report]) -> str:
         f"- commit `{document['commit']}`, {document['date']}",
         f"- {document['machine']}; " + _machine(reports),
         f"- `{document['scenario']}`, {document['repeat']} runs of each kernel: medians, and the ends",
+        *(
+            f"- **{name} was not measured**: status {status}"
+            for name, status in document["not_measured"].items()
+        ),
         "",
         "| | " + " | ".join(reports) + " |",
         "|---" * (len(reports) + 1) + "|",

@@ -28,12 +28,22 @@ class Case:
 
 def cases(report: Report) -> list[Case]:
     """Return all cases, arm by arm: the runs in their order, each with its checks, and then the budgets."""
-    return [case for arm in arms(report) for case in _of_arm(report, arm)]
+    found = [case for arm in arms(report) for case in _of_arm(report, arm)]
+    return [*_missing(report), *found]
 
 
 def arms(report: Report) -> list[Arm]:
     """Return the arms that were run or judged, each once."""
     return list(dict.fromkeys([arm.arm for arm in report.arms] + [run.arm for run in report.runs]))
+
+
+def _missing(report: Report) -> list[Case]:
+    """What pipelines see of runs that there should be: nothing that was not made has a case of its own."""
+    missing = report.planned - len(report.runs)
+    if missing <= 0 or not arms(report):
+        return []
+    message = f"{missing} of {words.plural(report.planned, 'run')} not made: the measurement was ended before"
+    return [Case(arms(report)[0], "every planned run", "fail", message)]
 
 
 def _of_arm(report: Report, arm: Arm) -> list[Case]:

@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from balloonlab import signals
 from balloonlab.errors import UsageError
+from balloonlab.fleet_options import available_bytes
 from balloonlab.measure.exit_style import add_option, exit_status
 from balloonlab.measure.guest_setup import for_arm, prepare
-from balloonlab.measure.outputs import write_outputs
-from balloonlab.measure.report import NAME, SCHEMA, Report, Run
+from balloonlab.measure.outputs import unwritable, write_outputs, write_result
+from balloonlab.measure.report import SCHEMA, Report, Run
 from balloonlab.measure.runner import Order, Runner
 from balloonlab.measure.scenario import ARMS, Arm, Scenario
 from balloonlab.measure.scenario_file import STANDARD, Overrides, apply, read_scenario
-from balloonlab.measure.schedule import in_slots, room, turns
+from balloonlab.measure.schedule import check_room, in_slots, room, turns
 from balloonlab.measure.screen import Screen
 from balloonlab.measure.summary import arm_results, passed
 from balloonlab.options import Commands
 from balloonlab.progress import Progress
-from balloonlab.results import write_json
 from balloonlab.rig import Setup
 from balloonlab.runs import environment, make_folder
 from guest_images.overlay import digests
 
 # Each run has a folder and a process or two; more is a slip of the keyboard.
 MAX_REPEAT = 1000
+# A disk without room, which says nothing about the guest.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def add_parser(commands: Commands) -> None:
@@ -76,7 +80,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="one more run, whose figures do not count, to prove page by page that nothing in use was released",
+        help="one more run of our device, whose figures do not count, to prove that nothing in use was released",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME, and runs/latest)"
@@ -87,7 +91,10 @@ def add_parser(commands: Commands) -> None:
 
 @dataclass
 class _Measuring:
-    """One invocation. runs: as they have ended so far."""
+    """One invocation. proved: the arm that is verified, in a run of its own. environment: as it was before any run.
+
+    runs: as they have ended so far.
+    """
 
     scenario: Scenario
     arms: tuple[Arm, ...]
@@ -95,8 +102,9 @@ class _Measuring:
     jobs: int
     setup: Setup
     folder: Path
-    verify: bool
+    proved: Arm | None
     screen: Screen
+    environment: dict[str, Any]
     began: float = field(default_factory=time.monotonic)
     runs: list[Run] = field(default_factory=list)
 
@@ -105,28 +113,40 @@ class _Measuring:
         self._files = digests(self.scenario.guest.files)
 
     def orders(self) -> list[Order]:
-        """Return the runs that there are to be, each with its folder made."""
+        """Return the runs that are to be measured."""
         setups = {arm: for_arm(self.setup, arm) for arm in self.arms}
-        orders = [
+        return [
             Order(self.scenario, setups[arm], arm, number, self.folder / f"{arm}-{number}")
             for arm, number in turns(self.arms, self.repeat)
         ]
-        if self.verify:
-            first, number = self.arms[0], self.repeat + 1
-            folder = self.folder / f"{first}-verify"
-            orders.append(Order(self.scenario, setups[first], first, number, folder, verify=True))
-        for order in orders:
-            order.folder.mkdir()
-        return orders
+
+    def proof(self) -> list[Order]:
+        """Return the run that is to prove something, if one is."""
+        if self.proved is None:
+            return []
+        setup, folder = for_arm(self.setup, self.proved), self.folder / f"{self.proved}-verify"
+        return [Order(self.scenario, setup, self.proved, self.repeat + 1, folder, verify=True)]
 
     async def measure(self) -> None:
-        """Make the runs. Raises what keeps one from beginning."""
+        """Make the runs, and the one with the proof by itself afterwards: it would cost the others their time.
 
+        Raises what keeps one from beginning.
+        """
+        await self._make(self.orders(), self.jobs)
+        await self._make(self.proof(), 1)
+
+    async def _make(self, orders: list[Order], slots: int) -> None:
         async def one(order: Order) -> Run:
+            order.folder.mkdir()
             with self.screen.run(order) as watcher:
-                return await Runner(order, watcher).run()
+                try:
+                    return await Runner(order, watcher).run()
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    raise unwritable(self.folder, error) from error
 
-        async with contextlib.aclosing(in_slots(one, self.orders(), self.jobs)) as ended:
+        async with contextlib.aclosing(in_slots(one, orders, slots)) as ended:
             async for run in ended:
                 self.runs.append(run)
                 self.screen.ended(run)
@@ -135,12 +155,12 @@ class _Measuring:
         """Return what there is so far."""
         runs = sorted(self.runs, key=lambda run: (self.arms.index(run.arm), run.number))
         results = arm_results(self.arms, runs, self.scenario.budgets)
-        planned = len(self.arms) * self.repeat + self.verify
+        planned = len(self.arms) * self.repeat + (self.proved is not None)
         return Report(
             schema=SCHEMA,
             passed=passed(runs, results, planned),
             scenario=self.scenario,
-            environment=environment(),
+            environment=self.environment,
             kernel=next((run.kernel for run in runs if run.kernel), self.setup.image.kernel_version),
             qemu=self.setup.qemu.version,
             accelerator=self.setup.accelerator,
@@ -148,6 +168,7 @@ class _Measuring:
             arms=results,
             runs=runs,
             planned=planned,
+            jobs=self.jobs,
             files=self._files,
         )
 
@@ -161,22 +182,48 @@ def _measure(options: argparse.Namespace, progress: Progress) -> Report:
     scenario = _scenario(options)
     arms = tuple(dict.fromkeys(options.arm or ("ours",)))
     _check_numbers(options)
+    proved = proved_arm(arms) if options.verify else None
+    runs = len(arms) * options.repeat
+    jobs = min(options.jobs or room(scenario.guest.memory, scenario.guest.cpus), runs)
+    check_room(scenario.guest.memory, jobs, available_bytes())
     chosen = make_folder(options.out) if options.out is not None else None
     setup = prepare(scenario.guest, scenario.device, progress=progress.say)
     # Not before there is something to run: runs/latest stays at the last run.
     folder = chosen or make_folder(None)
-    jobs = options.jobs or room(scenario.guest.memory, scenario.guest.cpus)
-    screen = Screen(progress, jobs, len(arms) * options.repeat + options.verify)
+    screen = Screen(progress, jobs, runs + options.verify)
     screen.begin(scenario, setup)
-    measuring = _Measuring(scenario, arms, options.repeat, jobs, setup, folder, options.verify, screen)
+    measuring = _Measuring(scenario, arms, options.repeat, jobs, setup, folder, proved, screen, environment())
     try:
         signals.run(measuring.measure())
+    except BaseException:
+        _keep(measuring.report(), folder, screen)
+        raise
+    report = measuring.report()
+    # Shown whatever becomes of the files.
+    try:
+        write_result(report, folder)
     finally:
-        report = measuring.report()
-        write_json(report, folder / NAME)
-    write_outputs(report, folder)
-    screen.conclude(report, folder)
+        screen.conclude(report, folder)
+    write_outputs(report, folder, screen.warn)
     return report
+
+
+def _keep(report: Report, folder: Path, screen: Screen) -> None:
+    """Leave what there is of a measurement that something ends, which is what is raised afterwards."""
+    try:
+        write_result(report, folder)
+        write_outputs(report, folder, screen.warn)
+    except UsageError as error:
+        screen.warn(str(error))
+
+
+def proved_arm(arms: tuple[Arm, ...]) -> Arm:
+    """Return the arm that --verify is about: our device's, or the only one that there is. Raises UsageError."""
+    if "ours" in arms or len(arms) == 1:
+        return "ours" if "ours" in arms else arms[0]
+    raise UsageError(
+        f"--verify proves one arm, and there are {' and '.join(arms)}: add --arm ours, or name one only"
+    )
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:

@@ -60,7 +60,7 @@ def _head(report: Report, script: str) -> Element:
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{printable(report.scenario.name, 80)}: {words.verdict(report)}"),
+        element("title", f"{printable(report.scenario.name, 80)}: {words.result(report)}"),
         raw("style", style),
     )
 
@@ -68,20 +68,22 @@ def _head(report: Report, script: str) -> Element:
 def _header(report: Report) -> Element:
     title = element("h1", f"balloonlab measure: {printable(report.scenario.name, 80)}")
     kind = "pass" if report.passed else "fail"
-    return element("header", title, element("span", words.verdict(report), class_=f"verdict {kind}"))
+    return element("header", title, element("span", words.result(report), class_=f"verdict {kind}"))
 
 
 def _wrong(report: Report) -> list[Content]:
-    failed = [case for case in cases(report) if case.outcome == "fail"]
-    if not failed:
-        return []
-    return [element("h2", "What is wrong"), element("ul", *(_failed(case) for case in failed))]
+    return [*_listed(report, "fail", "What is wrong"), *_listed(report, "skip", "What is not proved")]
+
+
+def _listed(report: Report, outcome: Outcome, title: str) -> list[Content]:
+    found = [case for case in cases(report) if case.outcome == outcome]
+    return [element("h2", title), element("ul", *(_failed(case) for case in found))] if found else []
 
 
 def _failed(case: Case) -> Element:
     name = f"run {case.run.number}" if case.ending and case.run is not None else printable(case.name, 200)
     message = printable(case.message, _MESSAGE_CHARACTERS)
-    return element("li", arm_name(case.arm), f" {name}: ", element("span", message, class_="fail"))
+    return element("li", arm_name(case.arm), f" {name}: ", element("span", message, class_=case.outcome))
 
 
 def _timeline(*, anything: bool) -> list[Content]:

@@ -24,6 +24,7 @@ from balloonlab.printable import printable
 LIMIT_BYTES = 256 << 10
 # What is said of one thing; escaping makes up to six times as much of it.
 CELL_CHARACTERS = 300
+VERDICT_CHARACTERS = 1000
 # Consoles of more runs than anybody opens; the number bounds what cutting cannot.
 CONSOLES = 30
 SPARKLINE_CHARACTERS = 40
@@ -35,7 +36,14 @@ _RUN_FIGURES = ("boot_seconds", "floor_bytes", "peak_bytes", "residual_bytes", "
 
 def summary(report: Report, evidence: Sequence[Evidence] = ()) -> str:
     """Return the Markdown, of at most LIMIT_BYTES in UTF-8; where it would be longer, the longest parts are cut."""
-    parts = [_verdict(report), _wrong(report), _figures(report), _runs(report, evidence), _phases(report)]
+    parts = [
+        _verdict(report),
+        _wrong(report),
+        _unproved(report),
+        _figures(report),
+        _runs(report, evidence),
+        _phases(report),
+    ]
     return fit([*parts, *_consoles(report, evidence)], LIMIT_BYTES)
 
 
@@ -47,7 +55,7 @@ def escape(text: str, most: int = CELL_CHARACTERS) -> str:
 def _verdict(report: Report) -> Part:
     mark = "✅" if report.passed else "❌"
     return Part(
-        f"## {mark} balloonlab measure {words.verdict(report)}\n\nScenario {escape(words.subject(report))}\n"
+        f"## {mark} balloonlab measure {escape(words.verdict(report), VERDICT_CHARACTERS)}\n\nScenario {escape(words.subject(report))}\n"
     )
 
 
@@ -56,6 +64,13 @@ def _wrong(report: Report) -> Part:
     if not failed:
         return Part("")
     return Part("### What is wrong\n", tuple(_failed(case) for case in failed), "\n")
+
+
+def _unproved(report: Report) -> Part:
+    skipped = [case for case in cases(report) if case.outcome == "skip"]
+    if not skipped:
+        return Part("")
+    return Part("### What is not proved\n", tuple(_failed(case) for case in skipped), "\n")
 
 
 def _failed(case: Case) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
+from balloonlab.fleet_options import available_bytes
 from balloonlab.measure.scenario import Arm
+from balloonlab.sizes import human
+from hostdev.errors import UnsupportedHostError
 
 # What a QEMU under TCG and our device hold beside guest RAM: 110 MiB and 25 MiB were seen, and TCG's cache may double.
 OVERHEAD_BYTES = 384 << 20
@@ -36,9 +37,22 @@ def at_once(memory_bytes: int, cpus: int, available_bytes: int, cores: int) -> i
 
 def room(memory_bytes: int, cpus: int) -> int:
     """Return at_once() for this machine as it is."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    available = int(found[1]) * 1024 if found else 0
-    return at_once(memory_bytes, cpus, available, len(os.sched_getaffinity(0)))
+    return at_once(memory_bytes, cpus, available_bytes(), len(os.sched_getaffinity(0)))
+
+
+def check_room(memory_bytes: int, guests: int, available_bytes: int) -> None:
+    """Raises UnsupportedHostError where so many guests at once may hold more than the machine has to give.
+
+    A guest can come to hold all of its memory, and then whatever the machine runs out for would be measured, or killed.
+    """
+    wanted = guests * (memory_bytes + OVERHEAD_BYTES)
+    if wanted > available_bytes:
+        what = "a guest" if guests == 1 else f"{guests} guests at once"
+        fix = "a smaller --memory" if guests == 1 else "a smaller --memory or fewer --jobs"
+        raise UnsupportedHostError(
+            f"{what} of {human(memory_bytes)} may hold all of it, with QEMU and the device {human(wanted)}, and this "
+            f"machine has {human(available_bytes)} to give (MemAvailable): take {fix}"
+        )
 
 
 async def in_slots(

@@ -17,11 +17,15 @@ from balloonlab.measure import words
 from balloonlab.measure.report import ArmResult, Report, Run
 from balloonlab.measure.runner import Order
 from balloonlab.measure.scenario import Scenario
+from balloonlab.printable import printable
 from balloonlab.progress import Progress
 from balloonlab.rig import Setup
 from balloonlab.sizes import human
 from balloonlab.timeline import Sample
 from balloonlab.watcher import Watcher
+
+# Of a run's end in one line: guests write a part of it.
+LINE_CHARACTERS = 2000
 
 
 class _Lines:
@@ -58,7 +62,7 @@ class Screen:
 
     def begin(self, scenario: Scenario, setup: Setup) -> None:
         """Say what is measured."""
-        self._progress.say(
+        self._say(
             f"{scenario.name}: QEMU {setup.qemu.version} ({setup.accelerator}), Linux {setup.image.kernel_version} "
             f"({setup.image.suite}), {human(setup.memory_bytes)} of memory"
         )
@@ -76,25 +80,34 @@ class Screen:
             yield self._progress
 
     def ended(self, run: Run) -> None:
-        """Say how a run has ended, if not as it should."""
+        """Say how a run has ended, if not as it should, and what it was to prove and did not."""
         if not run.passed:
-            self._progress.say(f"{run.folder}: {words.ending(run)}")
-            for check in run.checks:
-                if check.outcome == "fail":
-                    self._progress.say(f"{run.folder}: {check.name}: {check.message}")
+            self._say(f"{run.folder}: {words.ending(run)}")
+        for check in run.checks:
+            if check.outcome != "pass":
+                unproved = "not proved: " if check.outcome == "skip" else ""
+                self._say(f"{run.folder}: {check.name}: {unproved}{check.message}")
 
     def conclude(self, report: Report, folder: Path) -> None:
         """Print the table, the budgets and the verdict."""
         self._progress.say("")
+        self._say(words.subject(report))
         if any(arm.figures for arm in report.arms):
             self._progress.console.print(_table(report))
         for check in (check for arm in report.arms for check in arm.checks):
-            self._progress.say(f"{check.name}: {check.message or 'kept'}")
-        self._progress.say(f"{words.verdict(report)}. Figures, reports and pictures: {folder}")
+            self._say(f"{check.name}: {check.message or 'kept'}")
+        self._say(f"{words.verdict(report)}. Figures, reports and pictures: {folder}")
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong beside the measurement."""
+        self._say(f"warning: {text}")
+
+    def _say(self, text: str) -> None:
+        self._progress.say(printable(text, LINE_CHARACTERS))
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=words.subject(report), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("figure", no_wrap=True)
     for arm in report.arms:
         table.add_column(arm.arm, justify="right")

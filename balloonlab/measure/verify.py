@@ -20,8 +20,9 @@ lost, for nobody writes a fill twice. The order matters: comparing contents fill
 page flags; a dump fills all.
 
 The machine is paused twice, and goes on whatever happens. Nothing here raises for what the guest, QEMU or the device does
-wrong in conclude(): what could not be proved is a check that failed, and what there is no way to prove here one that is
-skipped. It measures nothing. runner.py is its user.
+wrong in conclude(). What could not be proved is a check that failed, for a proof was asked for: a guest without
+/proc/kpageflags, nothing that was given back, a trace that is full. Skipped is only what this arm or this machine has no way
+for: verify-holes without our device, and a dump for which there is no room. It measures nothing. runner.py is its user.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ from balloonlab.measure.verify_dump import Comparison, Dump, Known, check_dump, 
 from balloonlab.measure.verify_holes import NAME as HOLES
 from balloonlab.measure.verify_holes import (
     Look,
+    ReleaseLog,
+    Releases,
     Step,
     between,
     check_holes,
     is_full,
     judge_holes,
-    read_releases,
     step,
     take_look,
     trace_length,
@@ -107,6 +109,7 @@ class Verifier:
         self._last: Look | None = None
         self._steps: list[Step] = []
         self._compared: list[Checked] = []
+        self._log: ReleaseLog | None = None
 
     @property
     def _trace(self) -> Path | None:
@@ -161,7 +164,8 @@ class Verifier:
         contents = await _proved(CONTENTS, partial(self._prove_contents, handles))
         dump = await _proved(DUMP, self._prove_dump)
         # Last, for the other proofs have looked as well.
-        return [await self.prove_holes(), pages, contents, dump]
+        holes = await self.prove_holes()
+        return [holes if self._trace is None else _demanded(holes), *map(_demanded, (pages, contents)), dump]
 
     # Holes
 
@@ -180,12 +184,17 @@ class Verifier:
             return Check(
                 name=HOLES, outcome="skip", message=f"the trace is full with {human(length)}: run less"
             )
-        check = check_holes(judge_holes(self._steps, read_releases(trace), self._places), self._places)
+        check = check_holes(judge_holes(self._steps, self._releases(trace), self._places), self._places)
         broken = violations(read_trace(trace)) if length <= MAX_JUDGED_TRACE else []
         if broken:
             what = f"the trace itself breaks {len(broken)} promises, first in record {broken[0].number}: {broken[0].text}"
             return Check(name=HOLES, outcome="fail", message=f"{what}; {check.message}")
         return check
+
+    def _releases(self, trace: Path) -> Releases:
+        if self._log is None:
+            self._log = ReleaseLog(trace)
+        return self._log.read()
 
     # Page flags
 
@@ -204,7 +213,7 @@ class Verifier:
             look = await self.look("page flags")
         after, released = await self._read_flags(), []
         if self._trace is not None:
-            released = between(await asyncio.to_thread(read_releases, self._trace), begin, look.end)
+            released = between(await asyncio.to_thread(self._releases, self._trace), begin, look.end)
         readings = [Flags(first, one, after[first]) for first, one in before.items()]
         found = await asyncio.to_thread(survey, readings, init_on_free=init_on_free)
         return judge_pages(found, look.held, released, self._places)
@@ -274,6 +283,13 @@ async def _proved(name: str, prove: Callable[[], Awaitable[Check]]) -> Check:
         return Check(name=name, outcome="skip", message=f"cannot be proved here: {error}")
     except _FAILURES as error:
         return Check(name=name, outcome="fail", message=f"could not be proved: {error}")
+
+
+def _demanded(check: Check) -> Check:
+    """Return a check of what had to be proved: where it could not be made, it has failed."""
+    if check.outcome != "skip":
+        return check
+    return Check(name=check.name, outcome="fail", message=f"not proved: {check.message}")
 
 
 def _check_contents(compared: Sequence[Checked], gone: Sequence[str]) -> Check:

@@ -18,10 +18,12 @@ take_look() reads files; the rest is pure. verify.py is its user.
 from __future__ import annotations
 
 import os
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from balloonlab.measure.ranges import Places, counted, in_file, subtract, total
 from balloonlab.measure.report import Check
@@ -33,6 +35,8 @@ from hostdev.wire.trace import Kind
 from qmp_glue.ram import held
 
 NAME = "verify-holes"
+# Of a trace at once: many records, and each of them whole.
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,22 +102,73 @@ def take_look(name: str, files: Sequence[Path], trace: Path | None) -> Look:
     return Look(name, begin, tuple(places), trace_length(trace))
 
 
-def read_releases(trace: Path) -> list[Release]:
-    """Read what a trace says was released, and nothing else of it. Raises OSError, LayoutError."""
-    data = trace.read_bytes()
-    header = wire.TRACE_HEADER.decode(data[: wire.TRACE_HEADER_SIZE])
-    return list(_releases(data[: header.used]))
+class Releases(Sequence[Release]):
+    """Releases in the order of the trace, in 24 bytes each: a trace that is full has millions of them."""
+
+    def __init__(self) -> None:
+        self._ends, self._addresses, self._lengths = array("Q"), array("Q"), array("Q")
+
+    def add(self, end: int, address: int, length: int) -> None:
+        """Add the next one."""
+        for column, value in zip(self._columns, (end, address, length), strict=True):
+            column.append(value)
+
+    @property
+    def _columns(self) -> tuple[array[int], ...]:
+        return self._ends, self._addresses, self._lengths
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Release: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Release]: ...
+
+    def __getitem__(self, index: int | slice) -> Release | list[Release]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        return Release(self._ends[index], Span(self._addresses[index], self._lengths[index]))
 
 
-def _releases(data: bytes) -> Iterator[Release]:
-    position = wire.TRACE_HEADER_SIZE
-    while position + wire.RECORD_HEADER_SIZE <= len(data):
-        kind, _ring, size, _time = wire.RECORD_HEADER_STRUCT.unpack_from(data, position)
-        position += wire.RECORD_HEADER_SIZE
-        if kind == Kind.RELEASE:
-            address, length, _cause = wire.RELEASE_STRUCT.unpack_from(data, position)
-            yield Release(position + size, Span(address, length))
-        position += size
+class ReleaseLog:
+    """What a trace that grows says was released: each read() goes on where the one before it ended."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+        self._position = wire.TRACE_HEADER_SIZE
+        self._found = Releases()
+
+    def read(self) -> Releases:
+        """Return all releases so far, and nothing else of the trace. Raises OSError, LayoutError."""
+        used = trace_length(self._trace)
+        with self._trace.open("rb") as file:
+            while self._position < used:
+                piece = os.pread(file.fileno(), min(READ_BYTES, used - self._position), self._position)
+                if not (taken := self._take(piece)):
+                    break
+                self._position += taken
+        return self._found
+
+    def _take(self, piece: bytes) -> int:
+        """Take the whole records at the beginning of a piece. Returns their bytes."""
+        position = 0
+        while position + wire.RECORD_HEADER_SIZE <= len(piece):
+            kind, _ring, size, _time = wire.RECORD_HEADER_STRUCT.unpack_from(piece, position)
+            body = position + wire.RECORD_HEADER_SIZE
+            if body + size > len(piece):
+                break
+            position = body + size
+            if kind == Kind.RELEASE:
+                address, length, _cause = wire.RELEASE_STRUCT.unpack_from(piece, body)
+                self._found.add(self._position + position, address, length)
+        return position
+
+
+def read_releases(trace: Path) -> Releases:
+    """Read what a trace says was released. Raises OSError, LayoutError."""
+    return ReleaseLog(trace).read()
 
 
 def is_full(length: int) -> bool:

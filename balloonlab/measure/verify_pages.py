@@ -156,6 +156,12 @@ def check_pages(pages: Pages, places: Places) -> Check:
     if pages.lost:
         what = f"holes that the guest has in use and has written: {places.describe(pages.lost)}"
         return Check(name=NAME, outcome="fail", message=f"{what}; {told}")
+    if not pages.judged and not pages.churn:
+        return Check(
+            name=NAME,
+            outcome="skip",
+            message=f"nothing could be judged, no page is in use and written: {told}",
+        )
     if pages.is_restless or not pages.judged:
         return Check(name=NAME, outcome="skip", message=f"the guest is too restless to be judged: {told}")
     return Check(name=NAME, outcome="pass", message=told)

@@ -11,6 +11,10 @@ from balloonlab.errors import UsageError
 from balloonlab.measure.figures import FIGURES, Figure, find_figure, show
 from balloonlab.measure.report import Ending, Finding, Report, Run, Spread
 from balloonlab.measure.scenario import Arm, Budget
+from balloonlab.printable import printable
+
+# Of one reason within the verdict, which is a line; the check has all of it.
+REASON_CHARACTERS = 200
 
 ARM_NAMES: dict[Arm, str] = {
     "ours": "vhost-user-balloon",
@@ -102,7 +106,13 @@ def figure_names(report: Report) -> tuple[list[str], list[str]]:
 
 
 def verdict(report: Report) -> str:
-    """Return the first line of all that is written: passed or failed, and of how much."""
+    """Return the first line of all that is written: passed or failed, of how much, and what was not proved."""
+    skipped = unproved(report)
+    return result(report) + (f"; not proved: {', '.join(skipped)}" if skipped else "")
+
+
+def result(report: Report) -> str:
+    """Return whether it passed or failed, and of how much."""
     runs = plural(len(report.runs), "run")
     if report.passed:
         return f"passed: {runs}, no budget broken"
@@ -113,6 +123,16 @@ def verdict(report: Report) -> str:
     parts += [f"{plural(broken, 'budget')} broken"] if broken else []
     parts += [f"{plural(missing, 'run')} not made"] if missing else []
     return f"failed: {', '.join(parts)}" if failed else f"failed: {', '.join(parts)} ({runs})"
+
+
+def unproved(report: Report) -> list[str]:
+    """Return the proofs of the runs that were asked for and not made, each with its reason."""
+    return [
+        f"{check.name} ({printable(check.message, REASON_CHARACTERS)})"
+        for run in report.runs
+        for check in run.checks
+        if check.outcome == "skip"
+    ]
 
 
 def plural(number: int, what: str) -> str:

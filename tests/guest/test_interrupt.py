@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from balloonlab.measure.report import read_report
 from balloonlab.process import cpu_seconds
 from qmp_glue.debian import cache_root
 from tests.guest.processes import DEADLINE_SECONDS, Process, Program, end, family, started, wait_until
@@ -30,6 +31,8 @@ from tests.guest.processes import DEADLINE_SECONDS, Process, Program, end, famil
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 
 DEMO = [sys.executable, "-m", "balloonlab.cli", "demo", "--memory", "256M", "--fill", "64M"]
+MEASURE = [sys.executable, "-m", "balloonlab.cli", "measure"]
+REPORTS = {"result.json", "junit.xml", "results.tap", "summary.md", "timeline.png", "report.html"}
 INTERRUPTED = "balloonlab: interrupted, everything that was started has ended"
 TERMINATED = "balloonlab: terminated, everything that was started has ended"
 ESCAPE = "\x1b"
@@ -49,7 +52,7 @@ IMPATIENT_SECONDS = 0.01
 
 
 class Run:
-    """One demo with its folders."""
+    """One program with its folders."""
 
     def __init__(self, program: Program, folder: Path, temporary: Path) -> None:
         self.program = program
@@ -85,10 +88,15 @@ def hidden_in_cache() -> set[Path]:
 
 @contextlib.contextmanager
 def demo(tmp_path: Path, *options: str) -> Iterator[Run]:
+    with running(tmp_path, [*DEMO, *options]) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, argv: list[str]) -> Iterator[Run]:
     folder, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
-    argv = [*DEMO, "--out", str(folder), *options]
-    with started(argv, tmp_path, env={"TMPDIR": str(temporary)}) as program:
+    with started([*argv, "--out", str(folder)], tmp_path, env={"TMPDIR": str(temporary)}) as program:
         run = Run(program, folder, temporary)
         try:
             yield run
@@ -209,6 +217,27 @@ def test_a_killed_lab_leaves_no_guest_behind(tmp_path: Path) -> None:
         assert run.program.wait() == 128 + signal.SIGKILL
         run.nothing_runs()
     assert not [path for path in run.folder.rglob("*") if path.is_socket()]
+    run.nothing_else_is_left()
+
+
+def test_a_measurement_that_is_terminated_has_its_reports(tmp_path: Path) -> None:
+    """Of the run that was over; the other one has what every run leaves."""
+    file = tmp_path / "short.toml"
+    file.write_text('[guest]\nmemory = "256M"\n[[phase]]\ndo = "run"\ncommand = "true"\n')
+    with running(tmp_path, [*MEASURE, str(file), "--repeat", "2", "--jobs", "1"]) as run:
+        run.program.wait_for("ours-2 (2 of 2)")
+        reach(run, run.qemu)
+        run.program.send(signal.SIGTERM)
+        assert run.program.wait() == 128 + signal.SIGTERM
+        run.nothing_runs()
+        assert run.program.errors() == f"{TERMINATED}\n"
+    assert {path.name for path in run.folder.iterdir()} == REPORTS | {"ours-1", "ours-2"}
+    assert (run.folder / "ours-2" / "timeline.csv").exists()
+    report = read_report(run.folder)
+    assert [one.folder for one in report.runs] == ["ours-1"]
+    assert report.runs[0].passed
+    assert not report.passed
+    assert "1 of 2 runs not made" in (run.folder / "junit.xml").read_text()
     run.nothing_else_is_left()
 
 

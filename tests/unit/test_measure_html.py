@@ -105,6 +105,7 @@ def test_the_page_says_what_is_wrong_first(failed: tuple[Report, list[Evidence]]
     heads = [text_of(title) for title in tree.iter("h2")]
     assert heads == [
         "What is wrong",
+        "What is not proved",
         "Budgets",
         "What the host holds of guest RAM",
         "Figures",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from balloonlab.measure import words
+from balloonlab.measure.cases import cases
 from balloonlab.measure.evidence import Evidence, read_evidence
 from balloonlab.measure.fitting import Part, fit, size
 from balloonlab.measure.markdown import CONSOLES, LIMIT_BYTES, escape, summary
@@ -88,6 +89,23 @@ def test_the_verdict_says_what_of_it_was_not_as_it_should_be() -> None:
     early = measured.report([run], passed=False, planned=3)
     assert words.verdict(early) == "failed: 2 runs not made (1 run)"
     assert words.verdict(measured.failed_report()) == "failed: 3 of 5 runs, 1 budget broken"
+
+
+def test_what_was_not_proved_is_said_of_a_run_that_passed() -> None:
+    """In the verdict, with its reason, and by itself; reasons have paths in them, and a path may be anything."""
+    skipped = Check(name="verify-dump", outcome="skip", message="no room at /tmp/<b>`x`|")
+    run = msgspec.structs.replace(measured.run(), checks=[skipped])
+    text = seen(rendered(summary(measured.report([run]))))
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert lines[0].endswith("no budget broken; not proved: verify-dump (no room at /tmp/<b>`x`|)")
+    assert lines[2:4] == ["What is not proved", "ours run 1 verify-dump: no room at /tmp/<b>`x`|"]
+    assert words.result(measured.report([run])) == "passed: 1 run, no budget broken"
+
+
+def test_runs_that_were_not_made_are_a_case_that_failed() -> None:
+    missing = [case for case in cases(measured.report([measured.run()], planned=3)) if case.outcome == "fail"]
+    assert [(case.arm, case.name) for case in missing] == [("ours", "every planned run")]
+    assert missing[0].message == "2 of 3 runs not made: the measurement was ended before"
 
 
 def test_the_console_is_shown_where_there_is_something_to_see(tmp_path: Path) -> None:

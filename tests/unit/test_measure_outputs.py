@@ -29,11 +29,15 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def no_warning(text: str) -> None:
+    pytest.fail(text)
+
+
 def test_all_of_it_is_written_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(STEP_SUMMARY, raising=False)
     report = measured.failed_report()
     before = names(measured.write_failed(tmp_path))
-    write_outputs(report, tmp_path)
+    write_outputs(report, tmp_path, no_warning)
     assert names(tmp_path) - before == WRITTEN
     assert all((tmp_path / name).stat().st_size > 1000 for name in WRITTEN)
 
@@ -42,9 +46,9 @@ def test_writing_again_gives_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv(STEP_SUMMARY, raising=False)
     report = measured.failed_report()
     measured.write_failed(tmp_path)
-    write_outputs(report, tmp_path)
+    write_outputs(report, tmp_path, no_warning)
     first = {name: (tmp_path / name).read_bytes() for name in WRITTEN}
-    write_outputs(report, tmp_path)
+    write_outputs(report, tmp_path, no_warning)
     assert {name: (tmp_path / name).read_bytes() for name in WRITTEN} == first
 
 
@@ -54,18 +58,19 @@ def test_the_step_summary_is_appended_to(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(STEP_SUMMARY, str(step))
     report = measured.report([measured.run()])
     folder = measured.write(report, tmp_path / "run")
-    write_outputs(report, folder)
+    write_outputs(report, folder, no_warning)
     assert step.read_text() == f"what another command said\n{(folder / 'summary.md').read_text()}\n"
 
 
-def test_a_step_summary_that_cannot_be_written_is_named(
+def test_a_step_summary_that_cannot_be_written_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STEP_SUMMARY, str(tmp_path))
     report = measured.report([measured.run()])
     folder = measured.write(report, tmp_path / "run")
-    with pytest.raises(UsageError, match=f"{STEP_SUMMARY}={tmp_path}: Is a directory: correct or unset it"):
-        write_outputs(report, folder)
+    warnings: list[str] = []
+    write_outputs(report, folder, warnings.append)
+    assert warnings == [f"{STEP_SUMMARY}={tmp_path}: Is a directory: correct or unset it"]
     assert names(folder) >= WRITTEN
 
 
@@ -131,9 +136,9 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, monkeypatch: py
     timeline.write_text("seconds,phase\n1,boot\n")
     wanted = r"timeline\.csv, line 1: it does not begin with .*: timeline\.csv cannot be shown, remove it or measure"
     with pytest.raises(UsageError, match=wanted):
-        write_outputs(report, tmp_path)
+        write_outputs(report, tmp_path, no_warning)
     timeline.unlink()
     (tmp_path / "junit.xml").mkdir()
     with pytest.raises(UsageError, match="Is a directory: make room there, or name another with --out"):
-        write_outputs(report, tmp_path)
+        write_outputs(report, tmp_path, no_warning)
     assert not [name for name in names(tmp_path) if name.endswith(".new")]

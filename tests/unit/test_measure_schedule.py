@@ -7,7 +7,8 @@ import contextlib
 
 import pytest
 
-from balloonlab.measure.schedule import OVERHEAD_BYTES, at_once, in_slots, turns
+from balloonlab.measure.schedule import OVERHEAD_BYTES, at_once, check_room, in_slots, turns
+from hostdev.errors import UnsupportedHostError
 
 GIB = 1 << 30
 
@@ -28,6 +29,17 @@ def test_guests_at_once_are_bounded_by_memory_and_cores(
     memory: int, cpus: int, available: int, cores: int, expected: int
 ) -> None:
     assert at_once(memory, cpus, available, cores) == expected
+
+
+def test_guests_that_may_come_to_hold_more_than_there_is_are_refused() -> None:
+    check_room(GIB, 1, GIB + OVERHEAD_BYTES)
+    check_room(GIB, 3, 3 * (GIB + OVERHEAD_BYTES))
+    with pytest.raises(
+        UnsupportedHostError, match=r"a guest of 1.0 GiB .* 1.4 GiB, .* take a smaller --memory$"
+    ):
+        check_room(GIB, 1, GIB + OVERHEAD_BYTES - 1)
+    with pytest.raises(UnsupportedHostError, match=r"3 guests at once .* or fewer --jobs$"):
+        check_room(GIB, 3, 3 * (GIB + OVERHEAD_BYTES) - 1)
 
 
 class Work:

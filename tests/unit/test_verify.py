@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import pytest
 
 from balloonlab.errors import UsageError
+from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Check, Outcome
-from balloonlab.measure.verify import _check_contents, _proved
+from balloonlab.measure.verify import Verifier, _check_contents, _demanded, _proved
+from balloonlab.measure.verify_pages import Pages, check_pages
+from balloonlab.rig import Rig, Setup
 from guest_images.agent_client import Checked
 from guest_images.errors import AgentRefusedError, AgentTimeoutError
 from qmp_glue.errors import CommandFailedError, DeadlineError, VmError
@@ -65,3 +70,57 @@ def test_contents(compared: list[Checked], gone: list[str], outcome: Outcome, me
     check = _check_contents(compared, gone)
     assert check.outcome == outcome
     assert message in check.message
+
+
+@pytest.mark.parametrize(
+    ("balloon", "outcomes"),
+    [
+        ("vhost-user", ["fail", "fail", "fail", "skip"]),
+        ("built-in", ["skip", "fail", "fail", "skip"]),
+        ("none", ["skip", "fail", "fail", "skip"]),
+    ],
+)
+def test_only_what_arm_and_machine_have_no_way_for_is_skipped(
+    balloon: Literal["vhost-user", "built-in", "none"],
+    outcomes: list[Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where each proof says that it cannot be made."""
+
+    async def cannot(*_args: object) -> Check:
+        raise AgentRefusedError("it is not there")
+
+    for proof in ("_prove_holes", "_prove_pages", "_prove_contents", "_prove_dump"):
+        monkeypatch.setattr(Verifier, proof, cannot)
+    nothing = cast("Any", None)
+    setup = Setup(qemu=nothing, image=nothing, memory_bytes=512 * MIB, balloon=balloon, trace=True)
+    checks = asyncio.run(Verifier(Rig(setup, tmp_path), tmp_path).conclude())
+    assert [check.outcome for check in checks] == outcomes
+    assert all("cannot be proved here: it is not there" in check.message for check in checks)
+
+
+def test_what_was_to_be_proved_and_was_not_has_failed() -> None:
+    skipped = Check(name="verify-holes", outcome="skip", message="nothing to prove")
+    failed = Check(name="verify-holes", outcome="fail", message="not proved: nothing to prove")
+    assert _demanded(skipped) == failed
+    assert _demanded(failed) == failed
+    passed = Check(name="verify-holes", outcome="pass")
+    assert _demanded(passed) == passed
+
+
+@pytest.mark.parametrize(
+    ("judged", "churn", "outcome", "message"),
+    [
+        (0, 0, "skip", "nothing could be judged"),
+        (0, 1, "skip", "the guest is too restless"),
+        (8, 1, "skip", "the guest is too restless"),
+        (9, 1, "pass", "9 pages"),
+    ],
+)
+def test_a_guest_that_says_nothing_is_not_called_restless(
+    judged: int, churn: int, outcome: Outcome, message: str
+) -> None:
+    check = check_pages(Pages(judged * 4096, (), churn * 4096, {}), Places(()))
+    assert check.outcome == outcome
+    assert check.message.startswith(message)

@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from balloonlab.decode import read_trace
+from balloonlab.measure import verify_holes
 from balloonlab.measure.ranges import FILE_SHIFT, PAGE
-from balloonlab.measure.verify_holes import Look, is_full, read_releases, take_look, trace_length
+from balloonlab.measure.verify_holes import (
+    Look,
+    Release,
+    ReleaseLog,
+    is_full,
+    read_releases,
+    take_look,
+    trace_length,
+)
 from hostdev.errors import SetupError
 from hostdev.pages import Span
 from hostdev.trace import MAX_RECORD, MAX_TRACE, TraceFile
@@ -47,6 +56,25 @@ def test_a_trace_that_is_written_still_is_read_as_far_as_it_goes(tmp_path: Path)
     path = tmp_path / "device.trace"
     assert trace_length(path) < path.stat().st_size
     assert [one.span for one in read_releases(path)] == [Span(1 << 22, PAGE)]
+    trace.close()
+
+
+@pytest.mark.parametrize("piece", [64, 100, 1 << 20])
+def test_a_trace_is_read_on_where_it_was_left_in_pieces_of_any_size(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece may end within a record, and a record may be what was written since."""
+    monkeypatch.setattr(verify_holes, "READ_BYTES", piece)
+    path = tmp_path / "device.trace"
+    trace, log, expected = TraceFile(path), ReleaseLog(path), []
+    for number in range(20):
+        trace.release(4, Cause.REPORT, number << 22, 1 << 21, withheld=False)
+        expected.append(Release(trace_length(path), Span(number << 22, 1 << 21)))
+        if number % 7 == 0:
+            assert list(log.read()) == expected
+        trace.answer(4, number)
+    found = log.read()
+    assert (len(found), list(found), found[-2:]) == (20, expected, expected[-2:])
     trace.close()
 
 
