@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-# Three passes of Linux page reporting, 2 s each (PAGE_REPORTING_DELAY), without a change: nothing more will come.
+# So many passes of Linux page reporting without a change: nothing more will come.
+QUIET_PASSES = 3
+# Of the kernel's own passes, 2 s each (PAGE_REPORTING_DELAY).
 QUIET_SECONDS = 6.0
 # What a guest at rest changes by itself: its agent, timers and logs touch a few hundred KiB.
 TOLERANCE_BYTES = 1 << 20
@@ -32,6 +34,11 @@ class Sample:
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))
+
+
+def quiet_seconds(delay_ms: float | None) -> float:
+    """Return how long nothing may change before a guest has settled, by its page_reporting_delay_ms; None: the kernel's own."""
+    return max(QUIET_SECONDS, QUIET_PASSES * (delay_ms or 0) / 1000)
 
 
 def has_settled(samples: Sequence[Sample], since: float, quiet: float = QUIET_SECONDS) -> bool:

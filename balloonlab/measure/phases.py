@@ -20,12 +20,10 @@ from balloonlab.measure.scenario import Boot, Churn, Command, DropCaches, Fill, 
 from balloonlab.rig import Rig
 from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human
-from balloonlab.timeline import QUIET_SECONDS, Sample, has_settled
+from balloonlab.timeline import Sample, has_settled, quiet_seconds
 from guest_images.agent_client import Ran
 from guest_images.errors import AgentRefusedError
 
-# A plateau is so many passes of page reporting without a change: nothing more will come.
-QUIET_PASSES = 3
 # What the agent says of a process that was killed, and what Linux and Python say of memory that there is none of.
 _NO_MEMORY = (
     "OOM killer",
@@ -73,7 +71,7 @@ class Phases:
         self._sampler = sampler
         self._folder = folder
         self._before_free = before_free
-        self._quiet = max(QUIET_SECONDS, QUIET_PASSES * (report_delay or 0.0))
+        self._quiet = quiet_seconds(None if report_delay is None else 1000 * report_delay)
         self._fills = 0
 
     async def carry_out(self, phase: Phase) -> PhaseResult:

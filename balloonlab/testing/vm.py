@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from balloonlab.device import Counters
+from balloonlab.errors import UsageError
 from balloonlab.measure.guest_setup import check_knobs
 from balloonlab.measure.scenario import GuestSpec
 from balloonlab.rig import Rig, Setup
@@ -25,7 +26,7 @@ from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human, parse_size
 from balloonlab.testing.logs import HasLogs
 from balloonlab.testing.loop_thread import LoopThread
-from balloonlab.timeline import has_settled
+from balloonlab.timeline import has_settled, quiet_seconds
 from guest_images.agent_client import FILL_DEADLINE_S, RUN_DEADLINE_S, Checked, Filled, FillKind, Ran
 from guest_images.errors import AgentError, AgentRefusedError
 from qmp_glue.errors import CommandDeniedError, CommandFailedError, VmError
@@ -34,6 +35,8 @@ Value = TypeVar("Value")
 
 # A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
 SETTLE_SECONDS = 60.0
+# The same where a guest's own delay between two passes makes each take longer.
+SETTLE_QUIETS = 4
 # The footprint is one stat; what a condition asks of the guest costs it some milliseconds.
 POLL_SECONDS = 0.1
 
@@ -48,6 +51,7 @@ class BalloonVm(HasLogs):
         """folder: where console, QEMU's and the device's logs go. spec: the kernel's parameters that it must have taken."""
         self.folder = folder
         self._spec = spec or GuestSpec()
+        self._quiet = quiet_seconds(self._spec.page_reporting_delay_ms)
         self.rig = Rig(setup, folder)
         self.boot_seconds = 0.0
         self._loop = LoopThread()
@@ -168,16 +172,25 @@ class BalloonVm(HasLogs):
             time.sleep(POLL_SECONDS)
         return time.monotonic() - start
 
-    def settle(self, seconds: float = SETTLE_SECONDS) -> int:
-        """Wait until the guest has reported what it has to report. Returns the footprint then. Raises TimeoutError."""
+    def settle(self, seconds: float | None = None) -> int:
+        """Wait until the guest has reported what it has to report. Returns the footprint then. Raises TimeoutError.
+
+        seconds: SETTLE_SECONDS, or longer where the guest has a long page_reporting_delay_ms. Raises UsageError for so few
+        that nobody could tell.
+        """
         __tracebackhide__ = True
-        if not self._ask(self._settled(seconds)):
-            raise TimeoutError(f"the guest has not settled in {seconds:g} s; {self._state()}")
+        deadline = max(SETTLE_SECONDS, SETTLE_QUIETS * self._quiet) if seconds is None else seconds
+        if deadline < self._quiet:
+            raise UsageError(
+                f"settle({deadline:g}): this guest has settled when {self._quiet:g} s went by without a report: give it more"
+            )
+        if not self._ask(self._settled(deadline)):
+            raise TimeoutError(f"the guest has not settled in {deadline:g} s; {self._state()}")
         return self.footprint()
 
     async def _settled(self, seconds: float) -> bool:
         sampler = Sampler(self.rig, start=time.monotonic())
-        while not has_settled(sampler.samples, since=0.0):
+        while not has_settled(sampler.samples, since=0.0, quiet=self._quiet):
             if sampler.now() > seconds:
                 return False
             await self.rig.check()

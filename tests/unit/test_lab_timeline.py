@@ -15,6 +15,7 @@ from balloonlab.timeline import (
     TOLERANCE_BYTES,
     Sample,
     has_settled,
+    quiet_seconds,
     settle_seconds,
     write_csv,
 )
@@ -61,6 +62,16 @@ def at(run: list[Sample], seconds: float, *, footprint: int = 0, named: int = 0)
 )
 def test_has_settled(run: list[Sample], since: float, settled: bool) -> None:
     assert has_settled(run, since) is settled
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "seconds"),
+    [(None, QUIET_SECONDS), (0, QUIET_SECONDS), (500, QUIET_SECONDS), (2000, QUIET_SECONDS), (20_000, 60.0)],
+)
+def test_quiet_is_three_passes_of_a_guest_that_reports_less_often(
+    delay_ms: int | None, seconds: float
+) -> None:
+    assert quiet_seconds(delay_ms) == pytest.approx(seconds)
 
 
 def test_a_rise_and_a_fall_within_the_window_are_seen() -> None:
