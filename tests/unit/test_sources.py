@@ -207,7 +207,7 @@ def test_parts_of_two_versions_are_no_kernel(tmp_path: Path) -> None:
         find_kernel(f"{debs['image']},{newer['image']}")
     debs["base"].unlink()
     newer["base"].rename(tmp_path / newer["base"].name)
-    with pytest.raises(KernelError, match="has version 1-1 and .*linux-base-.* version 1-2"):
+    with pytest.raises(KernelError, match=r"has version 1-1 and .*linux-base-.* version 1-2"):
         find_kernel(str(debs["image"]))
 
 
