@@ -9,11 +9,11 @@ import pytest
 
 from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError
 from balloonlab.measure.meter import Meter
-from balloonlab.measure.phases import PhaseError
+from balloonlab.measure.phases import PhaseError, Phases
 from balloonlab.measure.ranges import Places
-from balloonlab.measure.report import Ending, Finding, FindingKind, Run
+from balloonlab.measure.report import Ending, Finding, FindingKind, PhaseResult, Run
 from balloonlab.measure.runner import WHY_CHARACTERS, Order, Runner, ending_of, explain, trace_is_full
-from balloonlab.measure.scenario import Scenario
+from balloonlab.measure.scenario import Idle, Scenario
 from balloonlab.rig import Setup
 from balloonlab.timeline import Sample
 from guest_images.build import GuestImage
@@ -98,14 +98,21 @@ class Device:
         return self.log
 
 
-def ended(folder: Path, log: str, why: str = "") -> Run:
-    """A run that came to its end with our device, one report in its trace, and this log."""
+def ended(folder: Path, log: str, why: str = "", *, settled: bool | None = None) -> Run:
+    """A run that came to its end with our device, one phase, one report in its trace, and this log."""
     setup = Setup(Qemu(("qemu",)), IMAGE, 256 << 20, discard="dontneed")
-    runner = Runner(Order(Scenario(name="own"), setup, "ours", 1, folder))
+    runner = Runner(Order(Scenario(name="own", phases=(Idle(name="floor"),)), setup, "ours", 1, folder))
     runner.samples = [Sample(9.0, "run", 1, 2, 3, 4096, 50)]
     runner._meter = Meter(folder / "device.trace", [], Places([]))
     runner._meter.latencies.seconds = [0.5]
     runner._argv = ([], [])
+    runner._phases = Phases(cast("Any", None), cast("Any", None), folder)
+    runner._phases.done = [
+        PhaseResult(
+            name="floor", do="idle", begin=0.0, seconds=60.0, footprint_gib_minutes=1.0, peak_bytes=2, end_bytes=1,
+            settled=settled,
+        )
+    ]  # fmt: skip
     runner._check_trace(cast("Any", Device(log)))
     return runner._result("measured", why, [])
 
@@ -136,3 +143,10 @@ def test_why_is_bounded_and_printable(tmp_path: Path) -> None:
     assert why.startswith("it said:\n")
     assert len(why) <= WHY_CHARACTERS
     assert all(line.isprintable() for line in why.split("\n"))
+
+
+def test_a_run_that_did_not_settle_has_not_passed(tmp_path: Path) -> None:
+    assert ended(tmp_path, "", settled=True).passed
+    run = ended(tmp_path, "", settled=False)
+    assert not run.passed
+    assert run.checks[-1].message == "still changing after 60 s: raise its deadline"
