@@ -36,7 +36,7 @@ from balloonlab.sizes import human
 from balloonlab.timeline import Sample, write_csv
 from balloonlab.verdict import FREEING_NOTHING
 from balloonlab.watcher import Nobody, Watcher
-from guest_images.errors import AgentError
+from guest_images.errors import AgentError, AgentRefusedError
 from qmp_glue.commandline import arguments
 from qmp_glue.errors import DeadlineError, VmError
 
@@ -172,7 +172,8 @@ class Runner:
         if self._meter is not None:
             await self._meter.look(ends.last.seconds)
         self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)
-        self._log = await rig.agent.dmesg()
+        with contextlib.suppress(AgentRefusedError):  # it has no dmesg, or no memory for it
+            self._log = await rig.agent.dmesg()
 
     def _check_trace(self, rig: Rig) -> None:
         """Note that the trace is not whole: what it does not tell is not 0."""
@@ -274,6 +275,8 @@ def ending_of(error: BaseException) -> Ending:
             return "guest-ended"
         case DeviceError():
             return "device-ended"
+        case AgentRefusedError():
+            return "command-failed"
         case DeadlineError():
             return "hung"
         case VmError():

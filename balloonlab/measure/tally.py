@@ -5,6 +5,7 @@ Each name is one of figures.py; what could not be measured is None. Used by runn
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from balloonlab.measure.phases import Phases
 from balloonlab.measure.report import PhaseResult
 from balloonlab.rig import Rig
 from balloonlab.timeline import Sample
+from guest_images.errors import AgentRefusedError
 
 Figures = dict[str, float | None]
 # What a trace alone tells.
@@ -40,7 +42,9 @@ class Ends:
 
 async def ends(rig: Rig, last: Sample) -> Ends:
     """Ask host and guest. Raises AgentError."""
-    counters = vmstat(await rig.agent.read("/proc/vmstat"))
+    counters: Mapping[str, int] = {}
+    with contextlib.suppress(AgentRefusedError):  # a guest without it has no counters
+        counters = vmstat(await rig.agent.read("/proc/vmstat"))
     ours = rig.setup.balloon == "vhost-user"
     return Ends(
         last=last,

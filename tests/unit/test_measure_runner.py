@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Ending, Finding, FindingKind, PhaseResult, Run
 from balloonlab.measure.runner import WHY_CHARACTERS, Order, Runner, ending_of, explain, trace_is_full
 from balloonlab.measure.scenario import Idle, Scenario
+from balloonlab.measure.tally import Ends
 from balloonlab.rig import Setup
 from balloonlab.timeline import Sample
 from guest_images.build import GuestImage
-from guest_images.errors import AgentGarbageError, AgentTimeoutError
+from guest_images.errors import AgentGarbageError, AgentRefusedError, AgentTimeoutError
 from hostdev.trace import MAX_TRACE, TraceFile
 from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
 from qmp_glue.find import Qemu
@@ -61,6 +63,7 @@ def test_why_is_the_line_that_decided(
         (GuestHungError("nothing said"), "hung"),
         (AgentTimeoutError("no answer"), "hung"),
         (AgentGarbageError("no answer"), "hung"),
+        (AgentRefusedError("no memory to fork"), "command-failed"),
         (DeviceError("it ended"), "device-ended"),
         (QemuExitedError(1, []), "qemu-ended"),
         (VmError("its RAM cannot be looked at"), "qemu-ended"),
@@ -150,3 +153,30 @@ def test_a_run_that_did_not_settle_has_not_passed(tmp_path: Path) -> None:
     run = ended(tmp_path, "", settled=False)
     assert not run.passed
     assert run.checks[-1].message == "still changing after 60 s: raise its deadline"
+
+
+class Mute:
+    """A guest that refuses to show its log, on a host that has measured it."""
+
+    @property
+    def agent(self) -> Mute:
+        return self
+
+    async def dmesg(self) -> str:
+        raise AgentRefusedError("no memory to fork")
+
+    async def look(self) -> Sample:
+        return Sample(9.0, "run", 1, 2)
+
+
+def test_a_guest_that_refuses_its_log_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends(_rig: object, last: Sample) -> Ends:
+        return Ends(last, 1.0, 2, 3, 4, 5, 6.0, 7)
+
+    monkeypatch.setattr("balloonlab.measure.tally.ends", ends)
+    order = Order(Scenario(name="own"), Setup(Qemu(("qemu",)), IMAGE, 256 << 20), "off", 1, tmp_path)
+    runner = Runner(order)
+    asyncio.run(runner._end(cast("Any", Mute()), cast("Any", Mute())))
+    assert runner._figures["guest_faults"] == 4

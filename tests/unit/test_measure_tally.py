@@ -18,6 +18,7 @@ from balloonlab.measure.tally import Ends, ends, of_ends, of_meter, of_phases, v
 from balloonlab.rig import Rig, Setup
 from balloonlab.timeline import Sample
 from guest_images.build import GuestImage
+from guest_images.errors import AgentRefusedError
 from qmp_glue.find import Qemu
 
 MIB = 1 << 20
@@ -43,11 +44,13 @@ VMSTAT = "nr_free_pages 7\npgfault 81234\npgmajfault 56\npgfaultx 9\n"
 class Guest:
     """An agent that reads one file."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str | None) -> None:
         self.text = text
 
     async def read(self, path: str) -> str:
         assert path == "/proc/vmstat"
+        if self.text is None:
+            raise AgentRefusedError("no such file")
         return self.text
 
 
@@ -57,7 +60,9 @@ class Pid:
     pid = QEMU
 
 
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, balloon: Any = "vhost-user") -> Ends:  # noqa: ANN401
+def asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, balloon: Any = "vhost-user"
+) -> Ends:  # noqa: ANN401
     monkeypatch.setattr(process, "_read", lambda path: PROC[path])
     monkeypatch.setattr(process, "_TICKS", 100)
     rig = Rig(Setup(Qemu(("qemu",)), IMAGE, 512 * MIB, balloon=balloon), tmp_path)
@@ -88,10 +93,10 @@ def test_without_our_device_it_costs_nothing_that_could_be_said(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "pgfault -1\npgmajfault x\n", "pgfault " + "9" * 5000, "pgfault 5 pgmajfault 6"]
+    "text", [None, "", "pgfault -1\npgmajfault x\n", "pgfault " + "9" * 5000, "pgfault 5 pgmajfault 6"]
 )
 def test_a_guest_without_its_counters_has_no_faults_that_are_known(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = asked(tmp_path, monkeypatch, text)
     assert (found.guest_faults, found.guest_major_faults) == (None, None)
