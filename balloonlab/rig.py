@@ -40,6 +40,9 @@ RESET_SECONDS = 30.0
 END_SECONDS = 3.0
 # A panic's reason and the trace that tells where, or what a guest that hangs said last.
 CONSOLE_LINES = 8
+CONSOLE_CHARACTERS = 200
+# The trace of a panic is 5 KiB; what a guest floods its console with is not read.
+CONSOLE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,11 @@ class Rig:
 
     def console_tail(self) -> str:
         """Return the last lines of the guest's console, or a panic's first, as the end of a message."""
-        text = self.vm.console_text()
+        text = self.vm.console_text(CONSOLE_BYTES)
         panic = text.find("Kernel panic")
         lines = text.splitlines()[-CONSOLE_LINES:] if panic < 0 else text[panic:].splitlines()[:CONSOLE_LINES]
-        return "\n  ".join(
-            ["put right what its console names:", *(map(printable, lines) if lines else ["(nothing)"])]
-        )
+        shown = [printable(line, CONSOLE_CHARACTERS) for line in lines] or ["(nothing)"]
+        return "\n  ".join(["put right what its console names:", *shown])
 
     async def check(self) -> None:
         """Raise what explains it if the device, QEMU or the guest has ended."""

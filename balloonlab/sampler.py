@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from balloonlab.errors import GuestHungError
 from balloonlab.rig import Rig
 from balloonlab.timeline import Sample
-from guest_images.errors import AgentError, AgentTimeoutError
+from guest_images.errors import AgentError, AgentGarbageError, AgentTimeoutError
 from qmp_glue.errors import VmError
 
 FOOTPRINT_SECONDS = 0.1
@@ -84,14 +84,17 @@ class Sampler:
             )
 
     async def look(self) -> Sample:
-        """Take one sample of everything. The guest's number is left out if the guest is too busy to answer."""
-        footprint = self._rig.vm.footprint()
+        """Take one sample of everything. The guest's number is left out if the guest is too busy to answer.
+
+        All else is of the moment after its answer: footprint, time and phase belong together however long that took.
+        Raises AgentError for an answer that cannot be.
+        """
         free = await self._guest_free()
         counters = self._rig.device.counters()
         sample = Sample(
             self.now(),
             self.phase,
-            footprint,
+            self._rig.vm.footprint(),
             free,
             counters.named_bytes,
             counters.released_bytes,
@@ -108,14 +111,22 @@ class Sampler:
                 await asyncio.wait([asking], timeout=FOOTPRINT_SECONDS)
                 if not asking.done():
                     self._keep(Sample(self.now(), self.phase, self._rig.vm.footprint()))
-            free = asking.result()["MemFree"]
+            free = asking.result().get("MemFree")
         except AgentTimeoutError:
             return None
         else:
             self._answered = self.now()
-            return free
+            return self._checked(free)
         finally:
             asking.cancel()
+
+    def _checked(self, free: int | None) -> int:
+        memory = self._rig.setup.memory_bytes
+        if free is None or not 0 <= free <= memory:
+            raise AgentGarbageError(
+                f"the guest says that {free} of its {memory} bytes are free (MemFree): its kernel or agent is broken"
+            )
+        return free
 
     def _keep(self, sample: Sample) -> None:
         self.samples.append(sample)

@@ -60,9 +60,11 @@ def read_package(path: Path) -> PackageFile:
 def complete(paths: Sequence[Path]) -> tuple[PackageFile, ...]:
     """Return these package files and, from the folders in which they lie, those that they need.
 
-    Raises KernelError for one that is not there, or is no package.
+    Raises KernelError for one that is not there, is no package, or is of another version than what belongs to it.
     """
-    found = {one.name: one for one in map(read_package, paths)}
+    found: dict[str, PackageFile] = {}
+    for given in map(read_package, paths):
+        _check_version(given, found.setdefault(given.name, given))
     waiting = list(found.values())
     while waiting:
         one = waiting.pop()
@@ -70,11 +72,21 @@ def complete(paths: Sequence[Path]) -> tuple[PackageFile, ...]:
             if name not in found:
                 found[name] = _beside(one, name)
                 waiting.append(found[name])
+            _check_version(one, found[name])
     return tuple(found.values())
 
 
+def _check_version(one: PackageFile, other: PackageFile) -> None:
+    """Raise KernelError for two files that cannot be of one kernel."""
+    if one.version != other.version:
+        raise KernelError(
+            f"{one.path} has version {one.version} and {other.path} version {other.version}: "
+            "give packages of one version"
+        )
+
+
 def _beside(one: PackageFile, name: str) -> PackageFile:
-    """Find a package of the same version beside another; apt and dpkg-deb name files NAME_VERSION_ARCHITECTURE.deb."""
+    """Find a package beside another, of its version if there is one; apt and dpkg-deb name files NAME_VERSION_ARCH.deb."""
     places = sorted(one.path.parent.glob(f"{glob.escape(name)}_*{SUFFIX}"))
     packages = [read_package(place) for place in places]
     same = [package for package in packages if package.version == one.version] or packages[:1]

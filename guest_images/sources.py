@@ -13,6 +13,7 @@ A word for a kernel is one of these:
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,17 +116,23 @@ def _one_image(folder: Path) -> tuple[Path, str | None]:
     for patterns in IMAGES:
         places = [place for pattern in patterns for place in sorted(folder.glob(pattern))]
         images = [place for place in places if place.is_file() and not place.name.endswith(OLD)]
-        found = {image_version(read_image(image)): image for image in reversed(images)}
+        found = {_identity(image): image for image in reversed(images)}
         if len(found) > 1:
             names = ", ".join(str(image) for image in sorted(found.values()))
             raise KernelError(f"{folder} has {len(found)} kernels: name one of {names}")
         if found:
-            version, image = next(iter(found.items()))
+            (version, _), image = next(iter(found.items()))
             return image, version
     raise _NoImageError(
         f"{folder} has no kernel image (boot/vmlinuz-VERSION, lib/modules/VERSION/vmlinuz, vmlinuz, bzImage, vmlinux, "
         f"{BUILT[0]}): name the folder that has one, or the image itself"
     )
+
+
+def _identity(image: Path) -> tuple[str | None, bytes]:
+    """Return an image's version and a hash of it: two builds of one version are two kernels."""
+    data = read_image(image)
+    return image_version(data), hashlib.sha256(data).digest()
 
 
 def _given(modules: Path, version: str | None) -> Path:

@@ -145,10 +145,18 @@ class VirtualMachine:
         tail = os.pread(self._log.fileno(), LAST_BYTES, max(0, size - LAST_BYTES))
         return tail.decode(errors="replace").splitlines()[-LAST_LINES:]
 
-    def console_text(self) -> str:
-        """Return what the guest wrote on its serial console so far; empty where the machine has none."""
+    def console_text(self, last_bytes: int | None = None) -> str:
+        """Return what the guest wrote on its serial console so far; empty where the machine has none.
+
+        last_bytes: no more than these of it: a guest may write without end.
+        """
         console = self.machine.console
-        return console.read_text(errors="replace") if console is not None and console.exists() else ""
+        if console is None or not console.exists():
+            return ""
+        with console.open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            return file.read(last_bytes).decode(errors="replace")
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = EXECUTE_SECONDS

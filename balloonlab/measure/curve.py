@@ -26,15 +26,17 @@ def peak(samples: Sequence[Sample], begin: float, end: float) -> int:
     return max((sample.footprint_bytes for sample in samples if begin <= sample.seconds <= end), default=0)
 
 
-def seconds_to(samples: Sequence[Sample], begin: float, end: float, share: float) -> float | None:
+def seconds_to(
+    samples: Sequence[Sample], begin: float, end: float, share: float, before: int
+) -> float | None:
     """Return the seconds from begin until so large a share of what came back by end was back.
 
-    None if less than a block came back: then there is nothing to time.
+    before: the footprint that it came back from. None if less than a block came back: then there is nothing to time.
     """
     during = [sample for sample in samples if begin <= sample.seconds <= end]
     if not during:
         return None
-    before, after = during[0].footprint_bytes, during[-1].footprint_bytes
+    after = during[-1].footprint_bytes
     if before - after < BLOCK_BYTES:
         return None
     level = before - share * (before - after)

@@ -5,6 +5,9 @@ Asked of sysfs, so that our device and QEMU's own are judged alike. Used by runn
 
 from __future__ import annotations
 
+import re
+
+from balloonlab.printable import printable
 from guest_images.agent_client import AgentClient
 from hostdev.wire.balloon import Feature
 
@@ -12,6 +15,8 @@ from hostdev.wire.balloon import Feature
 _BALLOON = "0x0005"
 _DRIVER_OK = 4
 # "features" is a line of 0 and 1, bit 0 first (drivers/virtio/virtio.c, features_show, Linux 6.12).
+_SAID = re.compile(r"\s*0x([0-9a-fA-F]{1,8}) ([01]{6,256})(?:\s|$)")
+_SHOWN_CHARACTERS = 80
 _LIST = f"""cd /sys/bus/virtio/devices 2>/dev/null || exit 0
 for each in *; do
     [ "$(cat $each/device)" = {_BALLOON} ] && echo "$(cat $each/status) $(cat $each/features)"
@@ -26,11 +31,14 @@ async def missing(agent: AgentClient) -> str | None:
 
 
 def judge(text: str) -> str | None:
-    """Read what the guest said of its balloons: a line with status and features each."""
-    words = text.split()
-    if not words:
+    """Read what the guest said of its balloons: a line with status and features each. The first one is judged."""
+    if not text.strip():
         return "the guest sees no balloon: does its kernel have the bus that the device is on?"
-    status, features = int(words[0], 16), words[1]
+    found = _SAID.match(text)
+    if found is None:
+        said = printable(text.strip(), _SHOWN_CHARACTERS)
+        return f"unreadable what the guest says of its balloon in /sys/bus/virtio/devices: {said!r}"
+    status, features = int(found[1], 16), found[2]
     if not status & _DRIVER_OK:
         return (
             "no driver serves the guest's balloon: virtio_balloon was not loaded, or failed; see console.log"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from balloonlab.errors import GuestSetupError, UsageError
 from balloonlab.measure.scenario import Arm, DeviceSpec, GuestSpec
+from balloonlab.printable import printable
 from balloonlab.rig import Setup
 from balloonlab.setup import MIN_MEMORY
 from balloonlab.sizes import human
@@ -30,6 +31,9 @@ KNOBS = {
 # While Linux unpacks an initramfs, the archive and what comes out of it are in memory, and its root file system takes
 # half of memory at most (mm/shmem.c, shmem_default_max_blocks, 6.12).
 COPIES = 2
+# What a guest says of itself is shown so far: a release is 64 characters at most (uname(2)), a parameter's value 20.
+KERNEL_CHARACTERS = 64
+VALUE_CHARACTERS = 40
 
 
 def prepare(spec: GuestSpec, device: DeviceSpec, *, progress: Callable[[str], None]) -> Setup:
@@ -113,7 +117,7 @@ async def check_knobs(agent: AgentClient, spec: GuestSpec) -> None:
     Raises GuestSetupError, which names kernel, knob and fix; AgentError where the guest does not answer.
     """
     for name, value in knobs(spec).items():
-        kernel = (await agent.ping()).kernel
+        kernel = printable((await agent.ping()).kernel, KERNEL_CHARACTERS)
         try:
             text = await agent.read(f"/sys/module/page_reporting/parameters/{name}")
         except AgentRefusedError as error:
@@ -121,6 +125,7 @@ async def check_knobs(agent: AgentClient, spec: GuestSpec) -> None:
                 f"Linux {kernel} has no {name} ({KNOBS[name]}): leave guest.{name} out, or take another kernel"
             ) from error
         if text.strip() != str(value):
+            took = printable(text.strip(), VALUE_CHARACTERS)
             raise GuestSetupError(
-                f"Linux {kernel} took {text.strip()} for {name}, not {value}: give guest.{name} a value that it takes"
+                f"Linux {kernel} took {took} for {name}, not {value}: give guest.{name} a value that it takes"
             )

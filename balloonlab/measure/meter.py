@@ -1,7 +1,7 @@
 """Reads, while a run goes on, what its device's trace and the map of guest RAM tell together: latencies and refaults.
 
-It only looks, twice a second: the trace since the last look, then the map of each RAM file, in this order, so that what a
-look finds was there after all that it knows to be released. Used by runner.py; arms without our device have no trace.
+It only looks, twice a second at most: the trace since the last look, then the map of each RAM file, in this order, so that
+what a look finds was there after all that it knows to be released. Used by runner.py; arms without our device have no trace.
 """
 
 from __future__ import annotations
@@ -11,45 +11,75 @@ from collections import defaultdict
 from pathlib import Path
 
 from balloonlab.decode import Record, TraceReader
+from balloonlab.errors import UsageError
 from balloonlab.measure.latency import Latencies
 from balloonlab.measure.ranges import Places, in_file
 from balloonlab.measure.refault import Refaults
 from hostdev.pages import Span
 from hostdev.wire.trace import Kind
 from qmp_glue import ram
+from qmp_glue.errors import VmError
 
 LOOK_SECONDS = 0.5
+# No more of the time than this is spent on looks: one costs 4 ms for 512 MiB, and more for a guest that is in pieces.
+LOOK_SHARE = 0.05
 
 
 class Meter:
-    """Of one run. latencies, refaults: so far."""
+    """Of one run. latencies, refaults: so far. fault: why the trace is not whole, if it is not."""
 
     def __init__(self, trace: Path, files: list[Path], places: Places) -> None:
         """places: where the guest sees which bytes of files."""
         self.latencies = Latencies()
         self.refaults = Refaults()
+        self.fault: str | None = None
         self._reader = TraceReader(trace)
         self._files = files
         self._places = places
+        self._looking = asyncio.Lock()
+        # What was released before the first look is of any age.
+        self._is_first = True
         # Released in the name of a ring's chain that was not answered when last looked: it may not have happened yet.
         self._unanswered: dict[int | None, list[Span]] = defaultdict(list)
 
     async def run(self, now: float) -> None:
-        """Look for ever. now: seconds of the run at the moment."""
+        """Look until cancelled, or until QEMU has ended. now: seconds of the run at the moment."""
         loop = asyncio.get_running_loop()
         offset = now - loop.time()
         while True:
-            self.look(loop.time() + offset)
-            await asyncio.sleep(LOOK_SECONDS)
+            began = loop.time()
+            try:
+                await self.look(began + offset)
+            except VmError:
+                return
+            await asyncio.sleep(pause(loop.time() - began))
 
-    def look(self, seconds: float) -> None:
-        """Take a look at this second of the run. Raises UsageError for a damaged trace, OSError where QEMU has ended."""
+    async def look(self, seconds: float) -> None:
+        """Take a look at this second of the run, beside the loop. Raises VmError where QEMU has ended."""
+        async with self._looking:
+            work = asyncio.ensure_future(asyncio.to_thread(self.look_now, seconds))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # A thread is not cancelled: it must be through before anybody reads what it writes.
+                await asyncio.wait([work])
+                work.exception()
+                raise
+            except OSError as error:
+                raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
+
+    def look_now(self, seconds: float) -> None:
+        """Take a look at this second of the run. Raises OSError where QEMU has ended."""
         released: list[Span] = []
-        for record in self._reader.records():
-            self.latencies.take(record)
-            released += self._answered(record)
+        try:
+            for record in self._reader.records() if self.fault is None else ():
+                self.latencies.take(record)
+                released += self._answered(record)
+        except UsageError as error:
+            self.fault = str(error)
         held = [span for number, path in enumerate(self._files) for span in in_file(number, ram.held(path))]
-        self.refaults.look(seconds, self._places.of(released), held)
+        self.refaults.look(seconds, [] if self._is_first else self._places.of(released), held)
+        self._is_first = False
 
     def _answered(self, record: Record) -> list[Span]:
         """Return the guest physical ranges that this record shows to be released."""
@@ -61,3 +91,8 @@ class Meter:
             case Kind.RING_STOPPED | Kind.GUEST:
                 self._unanswered.clear()
         return []
+
+
+def pause(seconds: float) -> float:
+    """Return how long to wait after a look that took so long."""
+    return max(LOOK_SECONDS, seconds / LOOK_SHARE)

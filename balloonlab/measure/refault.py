@@ -1,8 +1,9 @@
 """How much of what was given back is touched again soon: the price of giving it back.
 
-Between two looks at guest RAM some ranges were released; what of them the host holds again at a later look was
-touched in between. Each byte counts once for each release of it, at the first look that finds it. A page that was touched
-and released again between two looks is not seen, so the figure is a lower bound. Pure; meter.py takes the looks.
+Between two looks at guest RAM some ranges were released. What of them a look finds to be holes is gone, and what of that a
+later look finds held was touched in between. Each byte counts once for each release of it. What is still held at the first
+look after its release does not count: it was touched at once, or it was never freed, as where the kernel refused. So the
+figure is a lower bound. Pure; meter.py takes the looks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REFAULT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class _Batch:
-    """What was released up to a look and not seen again since."""
+    """What was released up to a look, was a hole then, and was not seen again since."""
 
     seconds: float
     spans: list[Span]
@@ -35,7 +36,7 @@ class Refaults:
     def look(self, seconds: float, released: Sequence[Span], held: Sequence[Span]) -> None:
         """Take a look: when, what was released since the last one, and what the host holds now, as places.
 
-        held must have been read after the last of released was: what it has of a range is there again, not still.
+        held must have been read after the last of released was.
         """
         fresh = merge(released)
         waiting = [
@@ -43,7 +44,10 @@ class Refaults:
             for batch in self._batches
             if seconds - batch.seconds <= REFAULT_SECONDS
         ]
-        self._batches = [self._seen(batch, held) for batch in [*waiting, _Batch(seconds, fresh)]]
+        gone = _Batch(seconds, subtract(fresh, held))
+        self._batches = [
+            batch for batch in (*(self._seen(batch, held) for batch in waiting), gone) if batch.spans
+        ]
 
     def _seen(self, batch: _Batch, held: Sequence[Span]) -> _Batch:
         again = intersect(batch.spans, held)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,38 @@ from balloonlab.errors import DeviceError, GuestEndedError, GuestHungError
 from balloonlab.measure import driver, tally
 from balloonlab.measure.console import console_check, findings
 from balloonlab.measure.evidence import read_findings
-from balloonlab.measure.guest_setup import check_knobs
+from balloonlab.measure.guest_setup import KERNEL_CHARACTERS, check_knobs
 from balloonlab.measure.latency import histogram
 from balloonlab.measure.meter import Meter
-from balloonlab.measure.phases import PhaseError, Phases
+from balloonlab.measure.phases import PhaseError, Phases, settled_checks
 from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Check, Ending, Finding, Run
 from balloonlab.measure.scenario import Arm, Boot, Scenario
 from balloonlab.measure.verify import Verifier
+from balloonlab.printable import paragraph, printable
 from balloonlab.rig import Rig, Setup
 from balloonlab.sampler import Sampler
 from balloonlab.sizes import human
 from balloonlab.timeline import Sample, write_csv
+from balloonlab.verdict import FREEING_NOTHING
 from balloonlab.watcher import Nobody, Watcher
-from guest_images.errors import AgentError
+from guest_images.errors import AgentError, AgentRefusedError
 from qmp_glue.commandline import arguments
-from qmp_glue.errors import QemuExitedError
+from qmp_glue.errors import DeadlineError, VmError
 
 # The guest's kernel log, as it was at the end of the run.
 LOG = "dmesg.log"
 # What a run may end by, once its guest boots.
-_ENDED = (PhaseError, GuestHungError, GuestEndedError, DeviceError, QemuExitedError, AgentError)
+_ENDED = (PhaseError, GuestHungError, GuestEndedError, DeviceError, VmError, AgentError)
 # Endings that a panic explains, and those that an OOM kill does.
 _PANIC_EXPLAINS: tuple[Ending, ...] = ("guest-ended", "hung", "qemu-ended", "out-of-memory", "command-failed")
 _OOM_EXPLAINS: tuple[Ending, ...] = ("measured", "no-driver", "hung", "guest-ended", "command-failed")
+# Why a run ended: eight lines of a console and what they are, in a table beside others.
+WHY_CHARACTERS = 1000
+# What the device's log says where nothing more is written to its trace (hostdev.trace).
+_FULL = "the trace is full"
+# The name of the check that the trace is whole.
+TRACE = "trace"
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class Runner:
             async with Rig(self._order.setup, self._order.folder) as rig:
                 ending, why = await self._explained(rig, began)
                 self._argv = _command_lines(rig)
+                self._check_trace(rig)
         finally:
             self._keep_files()
         return self._result(ending, why, self._found(rig.console))
@@ -102,7 +111,7 @@ class Runner:
         except _ENDED as error:
             if verifier is not None:
                 self._checks.append(await verifier.prove_holes())
-            return _ending(error), str(error)
+            return ending_of(error), str(error)
         if verifier is not None:
             self._watcher.begin("verify")
             self._checks += await verifier.conclude()
@@ -113,12 +122,11 @@ class Runner:
 
     async def _carry_out(self, rig: Rig, sampler: Sampler, verifier: Verifier | None) -> None:
         scenario = self._order.scenario
-        delay = scenario.guest.page_reporting_delay_ms
         phases = Phases(
             rig,
             sampler,
             self._order.folder,
-            report_delay=None if delay is None else delay / 1000,
+            report_delay_ms=scenario.guest.page_reporting_delay_ms,
             before_free=verifier.compare if verifier is not None else None,
         )
         self._phases = phases
@@ -142,7 +150,7 @@ class Runner:
     async def _booted(self, rig: Rig) -> None:
         """Look at the guest that has just come up."""
         assert rig.hello is not None
-        self._kernel = rig.hello.kernel
+        self._kernel = printable(rig.hello.kernel, KERNEL_CHARACTERS)
         await check_knobs(rig.agent, self._order.scenario.guest)
         if self._order.arm != "off":
             self._driver_missing = await driver.missing(rig.agent)
@@ -162,9 +170,20 @@ class Runner:
         """Take what host and guest say at the end of the last phase."""
         ends = await tally.ends(rig, await phases.look())
         if self._meter is not None:
-            self._meter.look(ends.last.seconds)
+            await self._meter.look(ends.last.seconds)
         self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)
-        self._log = await rig.agent.dmesg()
+        with contextlib.suppress(AgentRefusedError):  # it has no dmesg, or no memory for it
+            self._log = await rig.agent.dmesg()
+
+    def _check_trace(self, rig: Rig) -> None:
+        """Note that the trace is not whole: what it does not tell is not 0."""
+        if self._meter is None:
+            return
+        if self._meter.fault is None and (said := trace_is_full(rig.device.log_text())):
+            self._meter.fault = said
+        if self._meter.fault is not None:
+            message = f"latencies and refaults are not known: {printable(self._meter.fault, WHY_CHARACTERS)}"
+            self._checks.append(Check(name=TRACE, outcome="fail", message=message))
 
     def _found(self, console: Path) -> list[Finding]:
         """Return what is found on the console, and in the guest's log what a quiet console does not show."""
@@ -179,22 +198,26 @@ class Runner:
             (self._order.folder / LOG).write_text(self._log)
 
     def _result(self, ending: Ending, why: str, found: list[Finding]) -> Run:
-        ending = _by_findings(ending, found)
+        ending, why = explain(ending, why, found)
         meter, phases = self._meter, self._phases
         if phases is not None:
             self._figures |= tally.of_phases(phases, self.samples)
+            self._checks += settled_checks(self._order.scenario.phases, phases.done)
         if meter is not None:
-            self._figures |= tally.of_meter(meter)
+            frees = self._order.setup.discard not in FREEING_NOTHING
+            self._figures |= tally.of_meter(meter, self.samples, frees=frees)
         return Run(
             arm=self._order.arm,
             number=self._order.number,
             folder=self._order.name,
             ending=ending,
-            why=why or (found[0].text if ending != "measured" and found else ""),
+            why=paragraph(why, WHY_CHARACTERS),
             kernel=self._kernel,
             figures=self._figures,
             phases=phases.done if phases is not None else [],
-            release_latency=histogram(meter.latencies.seconds) if meter is not None else None,
+            release_latency=histogram(meter.latencies.seconds)
+            if meter is not None and meter.fault is None
+            else None,
             findings=found,
             checks=[console_check(found), *self._checks],
             counted=not self._order.verify,
@@ -243,7 +266,7 @@ def _message(finding: Finding) -> str:
     return finding.text.rpartition("] ")[2]
 
 
-def _ending(error: BaseException) -> Ending:
+def ending_of(error: BaseException) -> Ending:
     """Return what an error makes of a run."""
     match error:
         case PhaseError():
@@ -252,16 +275,29 @@ def _ending(error: BaseException) -> Ending:
             return "guest-ended"
         case DeviceError():
             return "device-ended"
-        case QemuExitedError():
+        case AgentRefusedError():
+            return "command-failed"
+        case DeadlineError():
+            return "hung"
+        case VmError():
             return "qemu-ended"
     return "hung"
 
 
-def _by_findings(ending: Ending, found: list[Finding]) -> Ending:
-    """Return the ending that what the kernel said explains better."""
-    kinds = {finding.kind for finding in found}
-    if "panic" in kinds and ending in _PANIC_EXPLAINS:
-        return "panicked"
-    if "oom-kill" in kinds and ending in _OOM_EXPLAINS:
-        return "out-of-memory"
-    return ending
+def explain(ending: Ending, why: str, found: Sequence[Finding]) -> tuple[Ending, str]:
+    """Return the ending that what the kernel said explains better, if any does, and why with the line that decided."""
+    first = {finding.kind: finding.text for finding in reversed(found)}
+    if "panic" in first and ending in _PANIC_EXPLAINS:
+        return "panicked", _joined(first["panic"], why)
+    if "oom-kill" in first and ending in _OOM_EXPLAINS:
+        return "out-of-memory", _joined(first["oom-kill"], why)
+    return ending, why
+
+
+def _joined(line: str, why: str) -> str:
+    return f"{line}; {why}" if why else line
+
+
+def trace_is_full(log: str) -> str:
+    """Return what a device's log says of a trace that is full; nothing if it is not."""
+    return next((line for line in log.splitlines() if _FULL in line), "")

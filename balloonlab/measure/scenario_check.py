@@ -14,10 +14,13 @@ from balloonlab.errors import UsageError
 from balloonlab.measure.budgets import joined
 from balloonlab.measure.figures import find_figure, full_name
 from balloonlab.measure.scenario import (
+    COMMAND_SECONDS,
+    SETTLE_SECONDS,
     Boot,
     Budget,
     Churn,
     Command,
+    DropCaches,
     Fill,
     Free,
     GuestSpec,
@@ -28,6 +31,7 @@ from balloonlab.measure.scenario import (
 from balloonlab.measure.scenario_table import did_you_mean, shown
 from balloonlab.setup import MIN_MEMORY
 from balloonlab.sizes import human
+from balloonlab.timeline import quiet_seconds
 
 MIB = 1 << 20
 # Memory of petabytes is a slip of the pen; x86-64 guests address 2**52 bytes at most.
@@ -39,6 +43,8 @@ MAX_ORDER = 10
 MAX_UNSIGNED = (1 << 32) - 1
 # A phase that is not through after a day is not waited for: CI services end a job after six hours.
 MAX_SECONDS = 86400
+# What settles at all does so in some passes; a plateau is three of them.
+PATIENCE = 4
 MAX_NAME = 40
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 _NEEDS: dict[str, tuple[type[Phase], str]] = {
@@ -61,8 +67,9 @@ def check(scenario: Scenario) -> Scenario:
     _check_guest(scenario.guest)
     if not scenario.device.features.isprintable():
         raise UsageError("device.features has a line end or control character in it: leave it out")
-    _check_phases(scenario.phases, scenario.guest.memory)
-    phases = _named(scenario.phases)
+    given = _patient(scenario.phases, scenario.guest.page_reporting_delay_ms)
+    _check_phases(given, scenario.guest.memory)
+    phases = _named(given)
     return replace(scenario, phases=phases, budgets=_budgets(scenario.budgets, phases))
 
 
@@ -93,6 +100,26 @@ def _check_guest(guest: GuestSpec) -> None:
             raise UsageError(
                 f"guest.files: {shown(path)} is no path in the guest: write it like /usr/local/bin/mine"
             )
+
+
+def _patient(phases: tuple[Phase, ...], delay_ms: int | None) -> tuple[Phase, ...]:
+    """Return the phases with deadlines that a guest which reports so seldom can keep, where they are the usual ones.
+
+    Raises UsageError for one that is shorter than a plateau, so that no guest could keep it.
+    """
+    quiet = quiet_seconds(delay_ms)
+    patient = []
+    for number, phase in enumerate(phases, 1):
+        waits = isinstance(phase, Idle | Free | DropCaches) or (isinstance(phase, Command) and phase.settle)
+        is_usual = phase.deadline in (SETTLE_SECONDS, COMMAND_SECONDS)
+        deadline = max(phase.deadline, min(PATIENCE * quiet, MAX_SECONDS)) if is_usual else phase.deadline
+        if waits and 0 < deadline < quiet:
+            raise UsageError(
+                f"phase[{number}].deadline is {shown(deadline)}: a guest has settled when {quiet:g} s went by without "
+                "a report, three times guest.page_reporting_delay_ms (its kernel's own is 2000): give more than that"
+            )
+        patient.append(replace(phase, deadline=deadline) if waits else phase)
+    return tuple(patient)
 
 
 def _check_phases(phases: tuple[Phase, ...], memory: int) -> None:

@@ -5,8 +5,9 @@ Each name is one of figures.py; what could not be measured is None. Used by runn
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from balloonlab import process
@@ -18,8 +19,11 @@ from balloonlab.measure.phases import Phases
 from balloonlab.measure.report import PhaseResult
 from balloonlab.rig import Rig
 from balloonlab.timeline import Sample
+from guest_images.errors import AgentRefusedError
 
 Figures = dict[str, float | None]
+# What a trace alone tells.
+_OF_TRACE = ("refault_bytes", "release_p50_seconds", "release_p99_seconds", "release_most_seconds")
 
 
 @dataclass(frozen=True)
@@ -30,31 +34,33 @@ class Ends:
     qemu_cpu_seconds: float
     qemu_anonymous_bytes: int
     host_faults: int
-    guest_faults: int
-    guest_major_faults: int
+    guest_faults: int | None
+    guest_major_faults: int | None
     device_cpu_seconds: float | None
     device_proportional_bytes: int | None
 
 
 async def ends(rig: Rig, last: Sample) -> Ends:
     """Ask host and guest. Raises AgentError."""
-    counters = vmstat(await rig.agent.read("/proc/vmstat"))
+    counters: Mapping[str, int] = {}
+    with contextlib.suppress(AgentRefusedError):  # a guest without it has no counters
+        counters = vmstat(await rig.agent.read("/proc/vmstat"))
     ours = rig.setup.balloon == "vhost-user"
     return Ends(
         last=last,
         qemu_cpu_seconds=process.cpu_seconds(rig.vm.pid),
         qemu_anonymous_bytes=process.anonymous_bytes(rig.vm.pid),
         host_faults=process.faults(rig.vm.pid),
-        guest_faults=counters["pgfault"],
-        guest_major_faults=counters["pgmajfault"],
+        guest_faults=counters.get("pgfault"),
+        guest_major_faults=counters.get("pgmajfault"),
         device_cpu_seconds=rig.device.cpu_seconds() if ours else None,
         device_proportional_bytes=rig.device.proportional_bytes() if ours else None,
     )
 
 
 def vmstat(text: str) -> Mapping[str, int]:
-    """Read /proc/vmstat."""
-    return {name: int(value) for name, value in re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE)}
+    """Read /proc/vmstat. What a guest says that is no counter of 64 bits is left out."""
+    return {name: int(value) for name, value in re.findall(r"^(\w{1,64}) (\d{1,18})$", text, re.MULTILINE)}
 
 
 def of_phases(phases: Phases, samples: list[Sample]) -> Figures:
@@ -86,7 +92,8 @@ def _of_free(phases: Phases, samples: list[Sample]) -> Figures:
     end = freed.begin + freed.seconds
     before = _at(samples, freed)
     times = {
-        name: seconds_to(samples, phases.freed, end, share) for name, share in (("t50", 0.5), ("t90", 0.9))
+        name: seconds_to(samples, phases.freed, end, share, before)
+        for name, share in (("t50", 0.5), ("t90", 0.9))
     }
     return {
         "returned_bytes": before - freed.end_bytes,
@@ -116,13 +123,23 @@ def of_ends(ends: Ends, memory_bytes: int) -> Figures:
     }
 
 
-def of_meter(meter: Meter) -> Figures:
-    """Return what our device's trace says."""
+def of_meter(meter: Meter, samples: Sequence[Sample], *, frees: bool) -> Figures:
+    """Return what our device's trace says; where that is not whole, what the device itself has counted.
+
+    frees: whether its method frees anything, so that what was released can be touched again.
+    """
+    if meter.fault is not None:
+        counted = next((sample for sample in reversed(samples) if sample.reports is not None), None)
+        return {
+            **dict.fromkeys(_OF_TRACE),
+            "reports": counted.reports if counted is not None else None,
+            "released_bytes": counted.released_bytes if counted is not None else None,
+        }
     seconds = meter.latencies.seconds
     return {
         "reports": len(seconds),
         "released_bytes": meter.latencies.released_bytes,
-        "refault_bytes": meter.refaults.bytes,
+        "refault_bytes": meter.refaults.bytes if frees else None,
         "release_p50_seconds": quantile(seconds, 0.5),
         "release_p99_seconds": quantile(seconds, 0.99),
         "release_most_seconds": quantile(seconds, 1.0),

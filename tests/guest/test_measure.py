@@ -143,7 +143,7 @@ def test_times_are_in_order(well: Measured) -> None:
 
 def test_a_command_has_its_file_its_status_and_its_output(well: Measured) -> None:
     assert well.run.figures["command_status"] == 4
-    assert (well.folder / well.run.folder / "run.log").read_text() == "so it is\n"
+    assert (well.folder / well.run.folder / "run-run.log").read_text() == "so it is\n"
 
 
 def test_a_measurement_is_no_worse_than_itself(well: Measured, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_a_footprint_that_stays_has_its_size_times_its_minutes() -> None:
 def test_a_share_is_back_when_it_is_said_to_be(samples: list[Sample], share: float) -> None:
     begin, end = samples[0].seconds, samples[-1].seconds
     before, after = samples[0].footprint_bytes, samples[-1].footprint_bytes
-    found = seconds_to(samples, begin, end, share)
+    found = seconds_to(samples, begin, end, share, before)
     if before - after < BLOCK_BYTES:
         assert found is None
         return
@@ -56,7 +56,7 @@ def test_a_share_is_back_when_it_is_said_to_be(samples: list[Sample], share: flo
     earlier = [sample.footprint_bytes for sample in samples if sample.seconds - begin < found]
     assert all(size > level for size in earlier)
     assert any(sample.seconds - begin == found and sample.footprint_bytes <= level for sample in samples)
-    less = seconds_to(samples, begin, end, share / 2)
+    less = seconds_to(samples, begin, end, share / 2, before)
     assert less is not None
     assert less <= found
 

@@ -1,9 +1,10 @@
 """What was released and touched again, judged byte by byte.
 
 Properties, over any looks (what was released since the last one, what is held now, how much time has passed):
-- the count is that of a plain account of bytes: each release of a byte waits REFAULT_SECONDS at most for a look that
-  finds the byte held, counts once then, and is forgotten when the byte is released anew;
-- it never falls, and never exceeds what was released.
+- the count is that of a plain account of bytes: each release of a byte that the next look finds to be a hole waits
+  REFAULT_SECONDS at most for a look that finds it held, counts once then, and is forgotten when the byte is released anew;
+- it never falls, and never exceeds what was released;
+- where nothing that was released ever is a hole, it is 0.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ class Account:
         self.waiting: dict[int, float] = {}
 
     def look(self, seconds: float, released: list[Span], held: list[Span]) -> None:
-        self.waiting |= {byte: seconds for span in released for byte in range(span.start, span.end)}
-        self.waiting = {
-            byte: since for byte, since in self.waiting.items() if seconds - since <= REFAULT_SECONDS
+        fresh = {byte for span in released for byte in range(span.start, span.end)}
+        there = {byte for span in held for byte in range(span.start, span.end)}
+        waiting = {
+            byte: since
+            for byte, since in self.waiting.items()
+            if byte not in fresh and seconds - since <= REFAULT_SECONDS
         }
-        again = {byte for span in held for byte in range(span.start, span.end)} & self.waiting.keys()
-        self.bytes += len(again)
-        for byte in again:
-            del self.waiting[byte]
+        self.bytes += len(waiting.keys() & there)
+        self.waiting = {byte: since for byte, since in waiting.items() if byte not in there}
+        self.waiting |= dict.fromkeys(fresh - there, seconds)
 
 
 @given(looks)
@@ -49,3 +52,14 @@ def test_it_counts_as_a_plain_account_does(steps: list[tuple[float, list[Span], 
         account.look(seconds, released, held)
         assert refaults.bytes == account.bytes
         assert before <= refaults.bytes <= released_so_far
+
+
+@given(looks)
+def test_what_never_was_a_hole_is_not_touched_again(
+    steps: list[tuple[float, list[Span], list[Span]]],
+) -> None:
+    refaults, seconds = Refaults(), 0.0
+    for passed, released, _ in steps:
+        seconds += passed
+        refaults.look(seconds, released, [Span(0, 100)])
+    assert refaults.bytes == 0

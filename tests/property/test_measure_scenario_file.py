@@ -114,17 +114,19 @@ def test_values_of_any_type_are_a_scenario_or_a_usage_error(document: dict[str, 
 
 
 SECONDS = st.floats(0.001, 86400)
+# Of a phase that waits for a plateau, which is three passes of 2 s or of the kernel's own delay.
+PATIENCE = st.floats(6.0, 86400)
 PRINTABLE = st.text(st.characters(categories=["L", "N", "P", "Zs"], max_codepoint=0xFFFF)).filter(
     str.isprintable
 )
 NAMES = st.sampled_from(["", "", "", "a", "b", "fill", "idle-2"])
 SIZES = st.integers(1, 20 * MIB)
 PHASES = st.one_of(
-    st.builds(Idle, name=NAMES, deadline=SECONDS),
+    st.builds(Idle, name=NAMES, deadline=PATIENCE),
     st.builds(Fill, name=NAMES, size=SIZES, kind=st.sampled_from(["anonymous", "tmpfs"]), hold=SECONDS),
     st.builds(Churn, size=SIZES, rounds=st.integers(1, 1 << 32 - 1)),
     st.builds(Free, name=NAMES),
-    st.builds(DropCaches, deadline=SECONDS),
+    st.builds(DropCaches, deadline=PATIENCE),
     st.builds(
         Command,
         command=st.text().map(lambda text: text.replace("\0", "") + "x"),

@@ -168,3 +168,45 @@ def test_a_path_that_nobody_listens_on_is_gone(tmp_path: Path) -> None:
 
     with pytest.raises(AgentGoneError, match="cannot connect"):
         asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "result",
+    [b'{"MemFree": 1' + b"0" * 400 + b"}", b'{"MemFree": "\xff"}', b'{"\xff": 1}', b"[]", b"1e999"],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_is_garbage(result: bytes) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (number,) = await requests(reader, 1)
+        writer.write(b'{"id": %d, "result": %s}\n' % (number, result))
+
+    async def work(client: AgentClient) -> None:
+        with pytest.raises(AgentGarbageError, match="the answer to 'meminfo' is malformed"):
+            await client.meminfo()
+
+    against(peer, work)
+
+
+@pytest.mark.parametrize("handle", [1 << 63, -(1 << 63) - 1, 10**400])
+def test_a_handle_that_cannot_be_sent_back_is_garbage(handle: int) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (number,) = await requests(reader, 1)
+        result = {"handle": handle, "bytes": 1, "seconds": 0.1}
+        writer.write(json.dumps({"id": number, "result": result}).encode() + b"\n")
+
+    async def work(client: AgentClient) -> None:
+        with pytest.raises(AgentGarbageError, match="the answer to 'fill' is malformed"):
+            await client.fill("tmpfs", 1)
+
+    against(peer, work)
+
+
+def test_brackets_without_end_are_a_line_of_garbage() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (number,) = await requests(reader, 1)
+        writer.write(b'{"id": %d, "result": %s%s}\n' % (number, b"[" * 100_000, b"]" * 100_000))
+        writer.write(b'{"id": %d, "result": {"MemFree": 1}}\n' % number)
+
+    async def work(client: AgentClient) -> None:
+        assert await client.meminfo() == {"MemFree": 1}
+
+    against(peer, work)

@@ -88,7 +88,7 @@ def test_every_key(tmp_path: Path) -> None:
         deadline = 30
         [[phase]]
         do = "idle"
-        deadline = "500ms"
+        deadline = "6500ms"
         [[phase]]
         do = "fill"
         size = 1048576
@@ -136,7 +136,7 @@ def test_every_key(tmp_path: Path) -> None:
         device=DeviceSpec(discard="dontneed", features="-page_poison"),
         phases=(
             Boot(name="boot", deadline=30.0),
-            Idle(name="idle", deadline=0.5),
+            Idle(name="idle", deadline=6.5),
             Fill(name="fill", size=MIB, kind="tmpfs", hold=2.0, deadline=180.0),
             Churn(name="up-and-down", size=64 * MIB, rounds=7),
             DropCaches(name="drop-caches"),
@@ -414,3 +414,27 @@ def test_every_key_is_documented() -> None:
     kinds = [GuestSpec, DeviceSpec, *PHASES.values()]
     keys = {field.name for kind in kinds for field in msgspec.structs.fields(kind)} | set(PHASES)
     assert [key for key in sorted(keys) if f"`{key}`" not in page and f"`{key} =" not in page] == []
+
+
+# --- deadlines of plateaus ---
+
+
+def test_a_guest_that_reports_seldom_is_given_more_time() -> None:
+    phases = (Idle(), Free(deadline=400.0), Command(command="true", settle=True), Command(command="true"))
+    ordered = check(Scenario(name="a", guest=GuestSpec(page_reporting_delay_ms=100_000), phases=phases))
+    assert [phase.deadline for phase in ordered.phases] == [120.0, 1200.0, 400.0, 1200.0, 300.0]
+    assert check(ordered) == ordered
+    assert check(Scenario(name="a", phases=(Idle(),))).phases[1].deadline == 60.0
+
+
+@pytest.mark.parametrize(
+    ("phase", "delay"),
+    [(Idle(deadline=5.9), None), (Free(deadline=29.0), 10_000), (DropCaches(), 90_000_000),
+     (Command(command="true", settle=True, deadline=1.0), None)],
+)  # fmt: skip
+def test_a_deadline_that_no_guest_can_keep_is_refused(phase: Phase, delay: int | None) -> None:
+    guest = GuestSpec(page_reporting_delay_ms=delay)
+    with pytest.raises(
+        UsageError, match=r"^phase\[1\]\.deadline is .*page_reporting_delay_ms.*give more than that"
+    ):
+        check(Scenario(name="a", guest=guest, phases=(phase,)))

@@ -195,6 +195,23 @@ def test_parts_may_lie_apart_and_be_named_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("dpkg")
+def test_parts_of_two_versions_are_no_kernel(tmp_path: Path) -> None:
+    debs = split_kernel(tmp_path)
+    newer = split_kernel(tmp_path / "newer", version="1-2")
+    given = ",".join(str(deb) for deb in ({**debs, "modules": newer["modules"]}).values())
+    with pytest.raises(
+        KernelError, match=r"_1-1_amd64\.deb has version 1-1 and .*_1-2_amd64\.deb version 1-2"
+    ):
+        find_kernel(given)
+    with pytest.raises(KernelError, match=r"version 1-2 and .*version 1-1: give packages of one version"):
+        find_kernel(f"{debs['image']},{newer['image']}")
+    debs["base"].unlink()
+    newer["base"].rename(tmp_path / newer["base"].name)
+    with pytest.raises(KernelError, match=r"has version 1-1 and .*linux-base-.* version 1-2"):
+        find_kernel(str(debs["image"]))
+
+
+@pytest.mark.usefixtures("dpkg")
 def test_packages_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.deb").write_text("text")
     with pytest.raises(KernelError, match=r"text\.deb is no Debian package"):
@@ -220,6 +237,12 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str, str | None, str]] = {
         "both",
         None,
         r"both has 2 kernels: name one of .*vmlinuz-6\.98, .*vmlinuz-6\.99",
+    ),
+    "two kernels of one version": (
+        {"both/boot/vmlinuz-6.99": vmlinuz("6.99"), "both/boot/vmlinuz": vmlinuz("6.99") + b"other"},
+        "both",
+        None,
+        r"both has 2 kernels: name one of .*boot/vmlinuz, .*vmlinuz-6\.99",
     ),
     "modules of another": (
         {"other/vmlinuz": vmlinuz("6.99"), **{f"other/{k}": v for k, v in installed("6.98").items()}},
