@@ -61,8 +61,11 @@ class Pid:
 
 
 def asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, balloon: Any = "vhost-user"
-) -> Ends:  # noqa: ANN401
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    balloon: Any = "vhost-user",  # noqa: ANN401
+) -> Ends:
     monkeypatch.setattr(process, "_read", lambda path: PROC[path])
     monkeypatch.setattr(process, "_TICKS", 100)
     rig = Rig(Setup(Qemu(("qemu",)), IMAGE, 512 * MIB, balloon=balloon), tmp_path)
