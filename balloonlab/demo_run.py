@@ -20,15 +20,13 @@ from balloonlab.results import SCHEMA, DeviceResult, GuestResult, QemuResult, Re
 from balloonlab.rig import Rig, Setup
 from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human
-from balloonlab.timeline import Sample, has_settled, settle_seconds
+from balloonlab.timeline import SETTLE_SECONDS, Sample, settle_seconds
 from balloonlab.verdict import FREEING_NOTHING, RETURNED_SHARE, judge
 from balloonlab.watcher import Nobody, Watcher
 from guest_images.agent_client import FillKind
 from guest_images.errors import AgentRefusedError
 from hostdev.wire.balloon import Feature
 
-# A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
-FLOOR_SECONDS = 60.0
 # "within 45 s of the free": what this project promises of a guest of 1 GiB. A run that has settled with less than its
 # share is watched for the whole time: pages in the guest's per-CPU lists and small blocks take their time to merge.
 RETURN_SECONDS = 45.0
@@ -118,7 +116,7 @@ class Measurement:
         self._watcher.end(
             f"Linux {self._kernel} answers, the host holds {human(self._rig.vm.footprint())} of it"
         )
-        floor = await self._settle("floor", FLOOR_SECONDS)
+        floor = await self._settle("floor", SETTLE_SECONDS)
         self._watcher.end(f"the guest has reported what it does not use: {human(floor.footprint_bytes)} held")
         cpu = self._rig.device.cpu_seconds() if self._with_device else 0.0
         began = self._sampler.now()
@@ -157,9 +155,8 @@ class Measurement:
         """Wait until nothing changes any more, at most deadline seconds, and take a whole sample then."""
         self._phase(name)
         start = self._sampler.now() if since is None else since
-        while not has_settled(self._sampler.samples, start) and self._sampler.now() - start < deadline:
-            await asyncio.sleep(GUEST_SECONDS / 2)
-        return await self._look()
+        await self._sampler.plateau(start, deadline)
+        return await self._sampler.whole_look()
 
     async def _returned(self, peak: int, before: Sample, freed_at: float) -> Sample:
         """Wait until the footprint has settled, and for the rest of RETURN_SECONDS if that is less than was promised."""
@@ -171,7 +168,7 @@ class Measurement:
             and peak - last.footprint_bytes < RETURNED_SHARE * _regained(before, last)
         ):
             await asyncio.sleep(GUEST_SECONDS)
-            last = await self._look()
+            last = await self._sampler.whole_look()
         return last
 
     async def _small_blocks(self) -> int:
@@ -188,12 +185,6 @@ class Measurement:
     def _reports(self) -> bool:
         return bool(self._rig.device.counters().features & Feature.REPORTING)
 
-    async def _look(self) -> Sample:
-        """Take a sample that has the guest's number."""
-        while (sample := await self._sampler.look()).guest_memfree_bytes is None:
-            await self._rig.check()
-        return sample
-
     async def _fill(self) -> tuple[int, int, Sample]:
         """Fill and hold. Returns the handle, the peak in bytes and the last sample before the free."""
         self._phase("fill")
@@ -202,7 +193,7 @@ class Measurement:
         end = self._sampler.now() + HOLD_SECONDS
         while self._sampler.now() < end:
             await asyncio.sleep(GUEST_SECONDS / 2)
-        before = await self._look()
+        before = await self._sampler.whole_look()
         peak = max(sample.footprint_bytes for sample in self._sampler.samples[mark:])
         self._watcher.end(f"{human(filled.bytes)} in use in the guest: {human(peak)} held")
         return filled.handle, peak, before

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from balloonlab.errors import GuestHungError
 from balloonlab.rig import Rig
-from balloonlab.timeline import Sample
+from balloonlab.timeline import QUIET_SECONDS, Sample, has_settled
 from guest_images.errors import AgentError, AgentGarbageError, AgentTimeoutError
 from qmp_glue.errors import VmError
 
@@ -102,6 +102,23 @@ class Sampler:
         )
         self._keep(sample)
         return sample
+
+    async def whole_look(self) -> Sample:
+        """Take a sample that has the guest's number."""
+        while (sample := await self.look()).guest_memfree_bytes is None:
+            await self._rig.check()
+        return sample
+
+    async def plateau(self, since: float, deadline: float, quiet: float = QUIET_SECONDS) -> bool:
+        """Wait, beside run(), until nothing has changed for quiet seconds, and at most deadline seconds after since.
+
+        Returns whether it came to that.
+        """
+        while not has_settled(self.samples, since, quiet):
+            if self.now() - since >= deadline:
+                return False
+            await asyncio.sleep(GUEST_SECONDS / 2)
+        return True
 
     async def _guest_free(self) -> int | None:
         asking = asyncio.ensure_future(self._rig.agent.meminfo())

@@ -14,6 +14,10 @@ from pathlib import Path
 QUIET_PASSES = 3
 # Of the kernel's own passes, 2 s each (PAGE_REPORTING_DELAY).
 QUIET_SECONDS = 6.0
+# A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
+SETTLE_SECONDS = 60.0
+# The same where a guest's own delay makes a plateau longer: what settles at all does so in some passes.
+SETTLE_QUIETS = 4
 # What a guest at rest changes by itself: its agent, timers and logs touch a few hundred KiB.
 TOLERANCE_BYTES = 1 << 20
 # A block that the agent's own allocations split and gave back is reported again: noise, up to two of 4 MiB a pass.

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from balloonlab.decode import Record, TraceReader
 from balloonlab.errors import UsageError
 from balloonlab.measure.latency import Latencies
-from balloonlab.measure.ranges import Places, in_file
+from balloonlab.measure.looking import held_places, in_thread, pause
+from balloonlab.measure.ranges import Places
 from balloonlab.measure.refault import Refaults
 from hostdev.pages import Span
 from hostdev.wire.trace import Kind
-from qmp_glue import ram
 from qmp_glue.errors import VmError
 
 LOOK_SECONDS = 0.5
-# No more of the time than this is spent on looks: one costs 4 ms for 512 MiB, and more for a guest that is in pieces.
-LOOK_SHARE = 0.05
 
 
 class Meter:
@@ -52,21 +51,12 @@ class Meter:
                 await self.look(began + offset)
             except VmError:
                 return
-            await asyncio.sleep(pause(loop.time() - began))
+            await asyncio.sleep(pause(loop.time() - began, LOOK_SECONDS))
 
     async def look(self, seconds: float) -> None:
         """Take a look at this second of the run, beside the loop. Raises VmError where QEMU has ended."""
         async with self._looking:
-            work = asyncio.ensure_future(asyncio.to_thread(self.look_now, seconds))
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                # A thread is not cancelled: it must be through before anybody reads what it writes.
-                await asyncio.wait([work])
-                work.exception()
-                raise
-            except OSError as error:
-                raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
+            await in_thread(partial(self.look_now, seconds))
 
     def look_now(self, seconds: float) -> None:
         """Take a look at this second of the run. Raises OSError where QEMU has ended."""
@@ -77,7 +67,7 @@ class Meter:
                 released += self._answered(record)
         except UsageError as error:
             self.fault = str(error)
-        held = [span for number, path in enumerate(self._files) for span in in_file(number, ram.held(path))]
+        held = held_places(self._files)
         self.refaults.look(seconds, [] if self._is_first else self._places.of(released), held)
         self._is_first = False
 
@@ -91,8 +81,3 @@ class Meter:
             case Kind.RING_STOPPED | Kind.GUEST:
                 self._unanswered.clear()
         return []
-
-
-def pause(seconds: float) -> float:
-    """Return how long to wait after a look that took so long."""
-    return max(LOOK_SECONDS, seconds / LOOK_SHARE)

@@ -20,7 +20,7 @@ from balloonlab.measure.scenario import Boot, Churn, Command, DropCaches, Fill, 
 from balloonlab.rig import Rig
 from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human
-from balloonlab.timeline import Sample, has_settled, quiet_seconds
+from balloonlab.timeline import quiet_seconds
 from guest_images.agent_client import Ran
 from guest_images.errors import AgentRefusedError, AgentTimeoutError
 
@@ -80,7 +80,7 @@ class Phases:
         begin = 0.0 if isinstance(phase, Boot) else self._sampler.now()
         self._sampler.phase = phase.name
         settled = await self._act(phase)
-        last = await self.look()
+        last = await self._sampler.whole_look()
         result = PhaseResult(
             name=phase.name,
             do=str(phase.__struct_config__.tag),
@@ -93,12 +93,6 @@ class Phases:
         )
         self.done.append(result)
         return result
-
-    async def look(self) -> Sample:
-        """Take a sample that has the guest's number."""
-        while (sample := await self._sampler.look()).guest_memfree_bytes is None:
-            await self._rig.check()
-        return sample
 
     async def _act(self, phase: Phase) -> bool | None:
         """Do what the phase is. Returns whether it settled, None where nothing was waited for."""
@@ -125,12 +119,8 @@ class Phases:
                 return await self._run(phase)
 
     async def _plateau(self, since: float, deadline: float) -> bool:
-        """Wait until nothing changes any more, at most deadline seconds. Returns whether it came to that."""
-        while not has_settled(self._sampler.samples, since, self._quiet):
-            if self._sampler.now() - since >= deadline:
-                return False
-            await asyncio.sleep(GUEST_SECONDS / 2)
-        return True
+        """Wait for a plateau of the guest's own passes. Returns whether it came to that."""
+        return await self._sampler.plateau(since, deadline, self._quiet)
 
     # Memory
 

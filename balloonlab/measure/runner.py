@@ -145,7 +145,7 @@ class Runner:
             if verifier is not None:
                 for handle in phases.held:
                     await verifier.compare(handle)
-            await self._end(rig, phases)
+            await self._end(rig, sampler)
 
     async def _booted(self, rig: Rig) -> None:
         """Look at the guest that has just come up."""
@@ -161,14 +161,13 @@ class Runner:
         if self._order.arm != "ours":
             yield
             return
-        trace = self._order.folder / "device.trace"
-        self._meter = Meter(trace, rig.vm.ram_files, Places(await rig.vm.ram_sections()))
+        self._meter = Meter(rig.device.trace_file, rig.vm.ram_files, Places(await rig.vm.ram_sections()))
         async with _beside(self._meter.run(sampler.now())):
             yield
 
-    async def _end(self, rig: Rig, phases: Phases) -> None:
+    async def _end(self, rig: Rig, sampler: Sampler) -> None:
         """Take what host and guest say at the end of the last phase."""
-        ends = await tally.ends(rig, await phases.look())
+        ends = await tally.ends(rig, await sampler.whole_look())
         if self._meter is not None:
             await self._meter.look(ends.last.seconds)
         self._figures |= tally.of_ends(ends, self._order.setup.memory_bytes)

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from balloonlab.timeline import SETTLE_SECONDS
 from guest_images.agent_client import FillKind
 
 Arm: TypeAlias = Literal["ours", "qemu", "off"]
@@ -17,8 +18,6 @@ ARMS: tuple[Arm, ...] = ("ours", "qemu", "off")
 
 # Seconds from QEMU's start to the agent's greeting: 4 to 8 s under TCG, and CI machines share their cores.
 BOOT_SECONDS = 120.0
-# A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
-SETTLE_SECONDS = 60.0
 # A fill writes some 500 MB/s under TCG; on a machine that is ten times slower 8 GiB still end in time.
 FILL_SECONDS = 180.0
 COMMAND_SECONDS = 300.0

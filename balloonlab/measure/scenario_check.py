@@ -15,7 +15,6 @@ from balloonlab.measure.budgets import joined
 from balloonlab.measure.figures import find_figure, full_name
 from balloonlab.measure.scenario import (
     COMMAND_SECONDS,
-    SETTLE_SECONDS,
     Boot,
     Budget,
     Churn,
@@ -31,7 +30,7 @@ from balloonlab.measure.scenario import (
 from balloonlab.measure.scenario_table import did_you_mean, shown
 from balloonlab.setup import MIN_MEMORY
 from balloonlab.sizes import human
-from balloonlab.timeline import quiet_seconds
+from balloonlab.timeline import SETTLE_QUIETS, SETTLE_SECONDS, quiet_seconds
 
 MIB = 1 << 20
 # Memory of petabytes is a slip of the pen; x86-64 guests address 2**52 bytes at most.
@@ -43,8 +42,6 @@ MAX_ORDER = 10
 MAX_UNSIGNED = (1 << 32) - 1
 # A phase that is not through after a day is not waited for: CI services end a job after six hours.
 MAX_SECONDS = 86400
-# What settles at all does so in some passes; a plateau is three of them.
-PATIENCE = 4
 MAX_NAME = 40
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 _NEEDS: dict[str, tuple[type[Phase], str]] = {
@@ -112,7 +109,9 @@ def _patient(phases: tuple[Phase, ...], delay_ms: int | None) -> tuple[Phase, ..
     for number, phase in enumerate(phases, 1):
         waits = isinstance(phase, Idle | Free | DropCaches) or (isinstance(phase, Command) and phase.settle)
         is_usual = phase.deadline in (SETTLE_SECONDS, COMMAND_SECONDS)
-        deadline = max(phase.deadline, min(PATIENCE * quiet, MAX_SECONDS)) if is_usual else phase.deadline
+        deadline = (
+            max(phase.deadline, min(SETTLE_QUIETS * quiet, MAX_SECONDS)) if is_usual else phase.deadline
+        )
         if waits and 0 < deadline < quiet:
             raise UsageError(
                 f"phase[{number}].deadline is {shown(deadline)}: a guest has settled when {quiet:g} s went by without "

@@ -41,6 +41,7 @@ from elftools.common.exceptions import ELFError
 
 from balloonlab.decode import read_trace
 from balloonlab.errors import LabError
+from balloonlab.measure.looking import in_thread, pause
 from balloonlab.measure.ranges import PAGE, Places, counted, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.measure.verify_dump import NAME as DUMP
@@ -75,10 +76,8 @@ CONTENTS = "verify-contents"
 CANARY_BYTES = 32 << 20
 CANARY_SHARE = 16
 CANARY_SEED = 0x5EED
-# A page that is lost and taken anew within so long may not be seen. A look costs 4 ms for 512 MiB and 50 for 8 GiB, and no
-# more than this share of the time is spent on them.
+# A page that is lost and taken anew within so long may not be seen.
 WATCH_SECONDS = 0.2
-WATCH_SHARE = 0.05
 # How often the guest's page flags are read anew because too much of it changed meanwhile.
 ATTEMPTS = 3
 # A dump writes 500 MB/s here; a disk that is ten times slower, and QEMU does nothing else meanwhile.
@@ -134,7 +133,7 @@ class Verifier:
             while True:
                 began = time.monotonic()
                 await self.look(f"second {began - self._began:.1f}")
-                await asyncio.sleep(max(WATCH_SECONDS, (time.monotonic() - began) / WATCH_SHARE))
+                await asyncio.sleep(pause(time.monotonic() - began, WATCH_SECONDS))
 
     async def look(self, name: str) -> Look:
         """Look at what the host holds; it costs the run some milliseconds of this machine and nothing of the guest's.
@@ -145,10 +144,7 @@ class Verifier:
             if not self._places.sections:
                 self._places = Places(await self._rig.vm.ram_sections())
             files = self._rig.vm.ram_files
-            try:
-                look = await asyncio.to_thread(take_look, name, files, self._trace)
-            except OSError as error:
-                raise VmError(f"guest RAM cannot be looked at ({error.strerror}): has QEMU ended?") from error
+            look = await in_thread(partial(take_look, name, files, self._trace))
             if self._last is not None:
                 self._steps.append(step(self._last, look))
             self._last = look

@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-from balloonlab.measure.ranges import Places, counted, in_file, subtract, total
+from balloonlab.measure.looking import held_places
+from balloonlab.measure.ranges import Places, counted, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.sizes import human
 from hostdev.pages import Span, merge
 from hostdev.trace import MAX_RECORD, MAX_TRACE
 from hostdev.wire import trace as wire
 from hostdev.wire.trace import Kind
-from qmp_glue.ram import held
 
 NAME = "verify-holes"
 # Of a trace at once: many records, and each of them whole.
@@ -98,8 +98,8 @@ def trace_length(trace: Path | None) -> int:
 def take_look(name: str, files: Sequence[Path], trace: Path | None) -> Look:
     """Look at the files of guest RAM. Raises OSError, LayoutError."""
     begin = trace_length(trace)
-    places = [span for number, file in enumerate(files) for span in in_file(number, held(file))]
-    return Look(name, begin, tuple(places), trace_length(trace))
+    held = tuple(held_places(files))
+    return Look(name, begin, held, trace_length(trace))
 
 
 class Releases(Sequence[Release]):

@@ -26,17 +26,13 @@ from balloonlab.sampler import GUEST_SECONDS, Sampler
 from balloonlab.sizes import human, parse_size
 from balloonlab.testing.logs import HasLogs
 from balloonlab.testing.loop_thread import LoopThread
-from balloonlab.timeline import has_settled, quiet_seconds
+from balloonlab.timeline import SETTLE_QUIETS, SETTLE_SECONDS, has_settled, quiet_seconds
 from guest_images.agent_client import FILL_DEADLINE_S, RUN_DEADLINE_S, Checked, Filled, FillKind, Ran
 from guest_images.errors import AgentError, AgentRefusedError
 from qmp_glue.errors import CommandDeniedError, CommandFailedError, VmError
 
 Value = TypeVar("Value")
 
-# A guest of 8 GiB and more needs about 30 s for all of its free memory; after 60 s it will not settle any more.
-SETTLE_SECONDS = 60.0
-# The same where a guest's own delay between two passes makes each take longer.
-SETTLE_QUIETS = 4
 # The footprint is one stat; what a condition asks of the guest costs it some milliseconds.
 POLL_SECONDS = 0.1
 

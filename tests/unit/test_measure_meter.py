@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from balloonlab.measure.meter import LOOK_SECONDS, Meter, pause
+from balloonlab.measure.looking import pause
+from balloonlab.measure.meter import LOOK_SECONDS, Meter
 from balloonlab.measure.ranges import Places
 from balloonlab.measure.refault import REFAULT_SECONDS
 from hostdev.trace import TraceFile
@@ -178,5 +179,5 @@ def test_a_slow_look_holds_nothing_up_and_is_waited_for(host: Host, monkeypatch:
 
 
 def test_looks_take_a_small_share_of_the_time() -> None:
-    assert pause(0.001) == LOOK_SECONDS
-    assert pause(0.5) == pytest.approx(10.0)
+    assert pause(0.001, LOOK_SECONDS) == LOOK_SECONDS
+    assert pause(0.5, LOOK_SECONDS) == pytest.approx(10.0)

@@ -12,6 +12,7 @@ import pytest
 from balloonlab.measure.phases import PhaseError, Phases, settled_checks
 from balloonlab.measure.report import Check, PhaseResult
 from balloonlab.measure.scenario import Churn, Command, DropCaches, Fill, Free, Idle, Phase
+from balloonlab.sampler import Sampler
 from balloonlab.timeline import QUIET_SECONDS, Sample
 from guest_images.agent_client import Filled, Ran
 from guest_images.errors import AgentRefusedError, AgentTimeoutError
@@ -20,8 +21,8 @@ MIB = 1 << 20
 TIMEOUT = AgentTimeoutError("no answer within its deadline")
 
 
-class Time:
-    """Passes by sleeping; a sample is taken at each step. held: the footprint at a second."""
+class Time(Sampler):
+    """A sampler whose time passes by sleeping; a sample is taken at each step. held: the footprint at a second."""
 
     def __init__(self, held: Callable[[float], int]) -> None:
         self.samples: list[Sample] = []
@@ -86,9 +87,9 @@ class Bench:
         delay_ms: int | None = None,
     ) -> None:
         self.guest, self.time = guest or Guest(), Time(held)
-        monkeypatch.setattr("balloonlab.measure.phases.asyncio.sleep", self.time.sleep)
-        rig, sampler = cast("Any", Rig(self.guest)), cast("Any", self.time)
-        self.phases = Phases(rig, sampler, folder, report_delay_ms=delay_ms)
+        monkeypatch.setattr("balloonlab.sampler.asyncio.sleep", self.time.sleep)
+        rig = cast("Any", Rig(self.guest))
+        self.phases = Phases(rig, self.time, folder, report_delay_ms=delay_ms)
 
     def carry_out(self, *phases: Phase) -> PhaseResult:
         async def all_of_them() -> list[PhaseResult]:

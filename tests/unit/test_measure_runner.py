@@ -165,7 +165,7 @@ class Mute:
     async def dmesg(self) -> str:
         raise AgentRefusedError("no memory to fork")
 
-    async def look(self) -> Sample:
+    async def whole_look(self) -> Sample:
         return Sample(9.0, "run", 1, 2)
 
 

@@ -14,9 +14,9 @@ from balloonlab.measure.scenario import GuestSpec
 from balloonlab.rig import Rig, Setup
 from balloonlab.testing import vm as module
 from balloonlab.testing import wanted as wanting
-from balloonlab.testing.vm import SETTLE_QUIETS, SETTLE_SECONDS, BalloonVm
+from balloonlab.testing.vm import BalloonVm
 from balloonlab.testing.wanted import Preparations, Wanted, is_unmet, wanted
-from balloonlab.timeline import QUIET_SECONDS, Sample
+from balloonlab.timeline import QUIET_SECONDS, SETTLE_QUIETS, SETTLE_SECONDS, Sample
 from guest_images.build import GuestImage
 from qmp_glue.errors import DownloadError, MirrorMissingError, QemuNotFoundError, ResolutionError, UnpackError
 from qmp_glue.find import Qemu
