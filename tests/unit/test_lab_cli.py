@@ -44,7 +44,10 @@ def run(*words: str) -> int:
     [
         ([], "the following arguments are required: COMMAND"),
         (["inflate"], "invalid choice: 'inflate'"),
-        (["demo", "--colour"], "unrecognized arguments: --colour"),
+        (
+            ["demo", "--colour"],
+            "balloonlab demo: unrecognized arguments: --colour (see balloonlab demo --help)",
+        ),
         (["demo", "extra"], "unrecognized arguments: extra"),
         (["demo", "--suite", "sid"], "invalid choice: 'sid' (choose from "),
         (["demo", "--memory", "lots"], "'lots' is no size: write it like 600M or 1.5G"),
