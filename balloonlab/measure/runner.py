@@ -29,6 +29,7 @@ from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Check, Ending, Finding, Run
 from balloonlab.measure.scenario import Arm, Boot, Scenario
 from balloonlab.measure.verify import Verifier
+from balloonlab.measure.verify_holes import trace_is_full
 from balloonlab.printable import paragraph, printable
 from balloonlab.rig import Rig, Setup
 from balloonlab.sampler import Sampler
@@ -49,8 +50,6 @@ _PANIC_EXPLAINS: tuple[Ending, ...] = ("guest-ended", "hung", "qemu-ended", "out
 _OOM_EXPLAINS: tuple[Ending, ...] = ("measured", "no-driver", "hung", "guest-ended", "command-failed")
 # Why a run ended: eight lines of a console and what they are, in a table beside others.
 WHY_CHARACTERS = 1000
-# What the device's log says where nothing more is written to its trace (hostdev.trace).
-_FULL = "the trace is full"
 # The name of the check that the trace is whole.
 TRACE = "trace"
 
@@ -295,8 +294,3 @@ def explain(ending: Ending, why: str, found: Sequence[Finding]) -> tuple[Ending,
 
 def _joined(line: str, why: str) -> str:
     return f"{line}; {why}" if why else line
-
-
-def trace_is_full(log: str) -> str:
-    """Return what a device's log says of a trace that is full; nothing if it is not."""
-    return next((line for line in log.splitlines() if _FULL in line), "")

@@ -54,14 +54,15 @@ from balloonlab.measure.verify_holes import (
     Step,
     between,
     check_holes,
-    is_full,
     judge_holes,
     step,
     take_look,
+    trace_is_full,
     trace_length,
 )
 from balloonlab.measure.verify_pages import NAME as PAGES
 from balloonlab.measure.verify_pages import Flags, Pages, check_pages, judge_pages, survey
+from balloonlab.printable import printable
 from balloonlab.rig import Rig
 from balloonlab.sizes import human
 from balloonlab.trace_check import violations
@@ -86,6 +87,8 @@ DUMP_BYTES_A_SECOND = 50 << 20
 # A longer trace is not judged as a whole: 16 MiB are some 12,000 full reports, and half a minute of reading if this machine
 # is busy. Its releases are read in any case.
 MAX_JUDGED_TRACE = 16 << 20
+# Of a line of the device's log.
+LOG_CHARACTERS = 300
 # The kernel says so once, early (mm/mm_init.c, mem_init_print_info).
 INIT_ON_FREE = "heap free:on"
 
@@ -175,13 +178,11 @@ class Verifier:
         return await asyncio.to_thread(self._judge_holes, self._trace)
 
     def _judge_holes(self, trace: Path) -> Check:
-        length = trace_length(trace)
-        if is_full(length):
-            return Check(
-                name=HOLES, outcome="skip", message=f"the trace is full with {human(length)}: run less"
-            )
+        if said := trace_is_full(self._rig.device.log_text()):
+            message = f"run less, or make room on the disk: {printable(said, LOG_CHARACTERS)}"
+            return Check(name=HOLES, outcome="skip", message=message)
         check = check_holes(judge_holes(self._steps, self._releases(trace), self._places), self._places)
-        broken = violations(read_trace(trace)) if length <= MAX_JUDGED_TRACE else []
+        broken = violations(read_trace(trace)) if trace_length(trace) <= MAX_JUDGED_TRACE else []
         if broken:
             what = f"the trace itself breaks {len(broken)} promises, first in record {broken[0].number}: {broken[0].text}"
             return Check(name=HOLES, outcome="fail", message=f"{what}; {check.message}")

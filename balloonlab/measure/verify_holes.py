@@ -30,13 +30,14 @@ from balloonlab.measure.ranges import Places, counted, subtract, total
 from balloonlab.measure.report import Check
 from balloonlab.sizes import human
 from hostdev.pages import Span, merge
-from hostdev.trace import MAX_RECORD, MAX_TRACE
 from hostdev.wire import trace as wire
 from hostdev.wire.trace import Kind
 
 NAME = "verify-holes"
 # Of a trace at once: many records, and each of them whole.
 READ_BYTES = 1 << 20
+# What the device's log says where nothing more is written to its trace (hostdev.trace).
+_FULL = "the trace is full"
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def read_releases(trace: Path) -> Releases:
     return ReleaseLog(trace).read()
 
 
-def is_full(length: int) -> bool:
-    """True of a trace that says no more because it has become too long."""
-    return length > MAX_TRACE - MAX_RECORD
+def trace_is_full(log: str) -> str:
+    """Return what a device's log says of a trace that tells no more, for its length or for the disk; nothing if it is whole."""
+    return next((line for line in log.splitlines() if _FULL in line), "")
 
 
 def step(earlier: Look, later: Look) -> Step:

@@ -13,14 +13,13 @@ from balloonlab.measure.meter import Meter
 from balloonlab.measure.phases import PhaseError, Phases
 from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Ending, Finding, FindingKind, PhaseResult, Run
-from balloonlab.measure.runner import WHY_CHARACTERS, Order, Runner, ending_of, explain, trace_is_full
+from balloonlab.measure.runner import WHY_CHARACTERS, Order, Runner, ending_of, explain
 from balloonlab.measure.scenario import Idle, Scenario
 from balloonlab.measure.tally import Ends
 from balloonlab.rig import Setup
 from balloonlab.timeline import Sample
 from guest_images.build import GuestImage
 from guest_images.errors import AgentGarbageError, AgentRefusedError, AgentTimeoutError
-from hostdev.trace import MAX_TRACE, TraceFile
 from qmp_glue.errors import DeadlineError, QemuExitedError, VmError
 from qmp_glue.find import Qemu
 
@@ -72,19 +71,6 @@ def test_why_is_the_line_that_decided(
 )
 def test_an_error_makes_an_ending(error: Exception, ending: Ending) -> None:
     assert ending_of(error) == ending
-
-
-def test_a_trace_that_is_full_is_read_off_the_devices_log(
-    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
-) -> None:
-    trace = TraceFile(tmp_path_factory.mktemp("trace") / "trace")
-    trace.answer(4, 1)
-    assert trace_is_full(caplog.text) == ""
-    trace._used = MAX_TRACE
-    trace.answer(4, 2)
-    trace._used = 32
-    trace.close()
-    assert "the trace is full: it has 256 MiB" in trace_is_full("before\n" + caplog.text + "after\n")
 
 
 class Device:

@@ -12,10 +12,13 @@ from balloonlab.errors import UsageError
 from balloonlab.measure.ranges import Places
 from balloonlab.measure.report import Check, Outcome
 from balloonlab.measure.verify import Verifier, _check_contents, _demanded, _proved
+from balloonlab.measure.verify_holes import Step, trace_length
 from balloonlab.measure.verify_pages import Pages, check_pages
 from balloonlab.rig import Rig, Setup
 from guest_images.agent_client import Checked
 from guest_images.errors import AgentRefusedError, AgentTimeoutError
+from hostdev.pages import Span
+from hostdev.trace import TraceFile
 from qmp_glue.errors import CommandFailedError, DeadlineError, VmError
 
 MIB = 1 << 20
@@ -98,6 +101,21 @@ def test_only_what_arm_and_machine_have_no_way_for_is_skipped(
     checks = asyncio.run(Verifier(Rig(setup, tmp_path), tmp_path).conclude())
     assert [check.outcome for check in checks] == outcomes
     assert all("cannot be proved here: it is not there" in check.message for check in checks)
+
+
+def test_a_device_whose_disk_was_full_is_not_accused_of_what_its_trace_does_not_tell(tmp_path: Path) -> None:
+    nothing = cast("Any", None)
+    rig = Rig(Setup(qemu=nothing, image=nothing, memory_bytes=512 * MIB, trace=True), tmp_path)
+    trace = TraceFile(rig.device.trace_file)
+    verifier = Verifier(rig, tmp_path)
+    verifier._steps = [Step("start", "fill", 0, (Span(0, 4096),), trace_length(rig.device.trace_file))]
+    rig.device._log_file.write_text("[info] all is well\n")
+    accused = asyncio.run(verifier.prove_holes())
+    rig.device._log_file.write_text("[warning] the trace is full: No space left on device: nothing more\n")
+    excused = asyncio.run(verifier.prove_holes())
+    trace.close()
+    assert (accused.outcome, excused.outcome) == ("fail", "skip")
+    assert "the trace is full: No space left on device" in excused.message
 
 
 def test_what_was_to_be_proved_and_was_not_has_failed() -> None:

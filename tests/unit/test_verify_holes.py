@@ -14,14 +14,14 @@ from balloonlab.measure.verify_holes import (
     Look,
     Release,
     ReleaseLog,
-    is_full,
     read_releases,
     take_look,
+    trace_is_full,
     trace_length,
 )
 from hostdev.errors import SetupError
 from hostdev.pages import Span
-from hostdev.trace import MAX_RECORD, MAX_TRACE, TraceFile
+from hostdev.trace import MAX_TRACE, TraceFile
 from hostdev.wire.layout import LayoutError
 from hostdev.wire.trace import Cause, Kind
 
@@ -87,9 +87,17 @@ def test_what_is_no_trace_is_an_error(tmp_path: Path) -> None:
     assert trace_length(None) == 0
 
 
-def test_a_trace_is_full_where_the_device_writes_no_more() -> None:
-    assert not is_full(MAX_TRACE - MAX_RECORD)
-    assert is_full(MAX_TRACE - MAX_RECORD + 1)
+def test_a_trace_that_is_full_is_read_off_the_devices_log(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = TraceFile(tmp_path_factory.mktemp("trace") / "trace")
+    trace.answer(4, 1)
+    assert trace_is_full(caplog.text) == ""
+    trace._used = MAX_TRACE
+    trace.answer(4, 2)
+    trace._used = 32
+    trace.close()
+    assert "the trace is full: it has 256 MiB" in trace_is_full("before\n" + caplog.text + "after\n")
 
 
 def test_a_look_has_the_places_of_every_file(tmp_path: Path) -> None:
