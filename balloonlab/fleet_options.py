@@ -21,6 +21,7 @@ from guest_images.page_reporting import (
     Variant,
 )
 from guest_images.workloads import WORKLOADS
+from hostdev.errors import UnsupportedHostError
 
 # A fleet that this many events would not finish is a slip of the keyboard.
 MAX_GUESTS = 100_000
@@ -150,9 +151,9 @@ def _resident_limit(text: str | None) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that this machine has to give, by /proc/meminfo's MemAvailable."""
+    """Memory that this machine has to give, by /proc/meminfo's MemAvailable. Raises UnsupportedHostError."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _colon, rest = line.partition(":")
         if name == "MemAvailable":
             return int(rest.split()[0]) * 1024
-    raise UsageError("/proc/meminfo has no MemAvailable: give --resident-limit")
+    raise UnsupportedHostError("/proc/meminfo has no MemAvailable, which Linux has had since 3.14")
