@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +48,21 @@ def test_fuzz(tmp_path: Path) -> None:
 @pytest.mark.timeout(TURNS * (FULL_SECONDS + campaign.MORE_SECONDS))
 def test_fuzz_longer(tmp_path: Path) -> None:
     fuzz(FULL_SECONDS, tmp_path)
+
+
+# Far above what a fuzzer's process holds, some 150 MiB.
+LIMIT_MIB, ONCE_HELD_MIB = 600, 1200
+ONCE_LARGE = f"""
+import mmap, sys
+from pathlib import Path
+from tests.fuzz import campaign
+mmap.mmap(-1, {ONCE_HELD_MIB} << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+campaign.MEMORY_MIB = {LIMIT_MIB}
+(outcome,) = campaign.fuzz([campaign.Job("pfns", 3, Path(sys.argv[1]), seed=1)])
+assert outcome.is_well, outcome
+"""
+
+
+@pytest.mark.timeout(3 + campaign.MORE_SECONDS)
+def test_what_the_caller_once_held_is_no_finding(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ONCE_LARGE, tmp_path], check=True)
