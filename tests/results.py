@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -37,8 +38,13 @@ class Recorder:
     """A pytest plugin that keeps each test's outcome and figures."""
 
     def __init__(self) -> None:
+        self.selected = 0
         self.outcomes: dict[str, str] = {}
         self.figures: dict[str, dict[str, Any]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Keep how many tests there are to run."""
+        self.selected = len(session.items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the worst phase of each test, and its properties."""
@@ -58,10 +64,12 @@ def main(arguments: list[str]) -> int:
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "minutes": round((time.time() - started) / 60, 1),
         "machine": f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}",
+        "pytest_arguments": shlex.join(arguments),
         "pytest_status": status,
         "outcomes": {
             name: list(recorder.outcomes.values()).count(name) for name in ("passed", "failed", "skipped")
         },
+        "not_run": recorder.selected - len(recorder.outcomes),
         "not_passed": sorted(name for name, outcome in recorder.outcomes.items() if outcome != "passed"),
         "figures": recorder.figures,
     }
@@ -89,7 +97,9 @@ def render(document: dict[str, Any]) -> str:
         "",
         f"- commit `{document['commit']}`, {document['date']}, {document['minutes']} minutes",
         f"- {document['machine']}",
+        f"- `pytest {document['pytest_arguments']}`",
         f"- {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped",
+        *([f"- **interrupted: {document['not_run']} tests were not run**"] if document["not_run"] else []),
         *[f"- not passed: `{name}`" for name in document["not_passed"]],
         "",
         "## 600 MiB filled and freed in a guest of 1 GiB",

@@ -1,8 +1,15 @@
-"""The table of features that a full run writes: a cell that did not pass, or did not run, is never one that did."""
+"""What a full run writes: a cell that did not pass, or did not run, is never one that did, nor is half a run a whole one."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.results import render
 
@@ -13,6 +20,8 @@ def document(figures: dict[str, dict[str, Any]], not_passed: list[str]) -> dict[
         "date": "d",
         "minutes": 1,
         "machine": "m",
+        "pytest_arguments": "-m full",
+        "not_run": 0,
         "outcomes": {"passed": 1, "failed": 1, "skipped": 0},
         "not_passed": not_passed,
         "figures": figures,
@@ -31,3 +40,25 @@ def test_cells() -> None:
     assert "| reset | not run | kept |" in lines
     assert "| b[y] | more | 5 |" in lines
     assert not any("| feature | inflate" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("second", "passed", "not_run"),
+    [("pass", 3, 0), ("raise KeyboardInterrupt", 1, 2)],
+    ids=["whole", "half"],
+)
+def test_half_a_run_says_so(second: str, passed: int, not_run: int, tmp_path: Path) -> None:
+    text = f"def test_a(): pass\ndef test_b(): {second}\ndef test_c(): pass\n"
+    (tmp_path / "test_some.py").write_text(text)
+    (tmp_path / "pytest.ini").touch()
+    root = Path(__file__).parent.parent.parent
+    argv = [sys.executable, "-m", "tests.results", "-q", "test_some.py"]
+    ran = subprocess.run(
+        argv, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, check=False
+    )
+    assert ran.returncode == (2 if not_run else 0), ran.stdout.decode()
+    told = json.loads((tmp_path / "docs/results/full.json").read_text())
+    assert (told["outcomes"]["passed"], told["not_run"]) == (passed, not_run)
+    lines = (tmp_path / "docs/results/README.md").read_text().splitlines()
+    assert "- `pytest -q test_some.py`" in lines
+    assert ("- **interrupted: 2 tests were not run**" in lines) == bool(not_run)
