@@ -97,6 +97,7 @@ def a_refused_ring(bench: Bench) -> None:
 def rings_that_are_gone(bench: Bench) -> None:
     bench.drive()
     bench.report((RINGS_AT, FREE - RINGS_AT))
+    await_stopped(bench, Role.REPORTING)
 
 
 def a_pause(bench: Bench) -> None:
