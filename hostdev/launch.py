@@ -31,7 +31,7 @@ from hostdev.listening import inherited, is_listening
 from hostdev.log_output import Output
 from hostdev.options import Options
 from hostdev.place import INHERITED, Place, name_of
-from hostdev.signals import TERMINATING
+from hostdev.signals import TOLD
 from hostdev.takeover import Predecessor
 from hostdev.trace import begin_trace
 from hostdev.wire.balloon import DEFAULT_FEATURES, Feature
@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     _check_host()
-    # Held back until the keeper has its handlers: a signal in between would leave the socket behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
+    # Held back until the keeper has its handlers: a signal in between would end it and leave the socket behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
     _check_metrics_file(options.metrics_file)
     if options.trace is not None and options.take_over is None:
         begin_trace(options.trace)

@@ -85,7 +85,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Held back again: what is left to do, such as removing the socket, is not to be cut short.
-        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -47,10 +47,11 @@ APART: Edit = ("wire/record.py", "\nREADABLE_BY = 1\n", "\nREADABLE_BY = 2\n")
 class Versions:
     """Copies of the package, one of which is installed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *edits: Edit) -> None:
+        """edits: of the version that is installed first."""
         self._folder = folder
         self.installed = folder / "installed"
-        self.make("now")
+        self.make("now", *edits)
         self.install("now")
 
     def make(self, name: str, *edits: Edit) -> None:
@@ -133,12 +134,16 @@ class Upgradable:
 
 @contextlib.contextmanager
 def upgradable(
-    folder: Path, *options: str, names: tuple[str, ...] = ("vm1",), pass_fds: tuple[int, ...] = ()
+    folder: Path,
+    *options: str,
+    names: tuple[str, ...] = ("vm1",),
+    pass_fds: tuple[int, ...] = (),
+    edits: tuple[Edit, ...] = (),
 ) -> Iterator[Upgradable]:
-    """Start a device that listens for front ends of these names. options: more of them."""
+    """Start a device that listens for front ends of these names. options: more of them. edits: of its code."""
     sockets = folder / "sockets"
     sockets.mkdir()
-    versions = Versions(folder / "versions")
+    versions = Versions(folder / "versions", *edits)
     where = [f"--socket-path={sockets / name}.sock" for name in names]
     command = [sys.executable, "-m", "hostdev.cli", *where, *options]
     if not names:
@@ -159,7 +164,7 @@ def upgradable(
             for pid in device.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-    print(device.said)
+            print(device.said)
 
 
 def _is_up(device: Upgradable, sockets: Path, names: tuple[str, ...]) -> bool:

@@ -118,6 +118,31 @@ def test_without_a_guest(tmp_path: Path) -> None:
         assert device.said.count("serves from now on") == 2
 
 
+def test_it_is_asked_before_it_can_listen_to_signals(tmp_path: Path) -> None:
+    """Its socket is there already, and so who waits for that may ask: it is not ended by that, and does as asked."""
+    early: Edit = (
+        "launch.py",
+        "sockets)\n            return keeper.run()\n",
+        "sockets)\n            signal.raise_signal(signal.SIGHUP)\n            return keeper.run()\n",
+    )
+    with upgradable(tmp_path, edits=(early,)) as device:
+        wait_for(lambda: device.settled() == 1, "the upgrade")
+        serves(device.connect())
+        assert device.end() == EXIT_PASS
+
+
+def test_it_is_asked_when_it_listens_to_signals_no_more(tmp_path: Path) -> None:
+    """It has been told to end, and does: with its socket removed."""
+    restored = "            signal.signal(number, handler)\n"
+    late: Edit = (
+        "signals.py",
+        restored + "        for each in",
+        restored + "        signal.raise_signal(signal.SIGHUP)\n        for each in",
+    )
+    with upgradable(tmp_path, edits=(late,)) as device:
+        assert device.end() == EXIT_PASS
+
+
 def connected(client: QmpSocket) -> bool:
     return bool(client.execute("query-status")["return"]["connected"])
 
