@@ -31,7 +31,7 @@ from hostdev.wire.virtqueue import (
 )
 
 # Seconds that any answer may take before it counts as missing: generous, for loaded CI machines.
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 # Where QEMU's address space begins in this model: only the difference to guest addresses matters.
 USER_BASE = 0x7F00_0000_0000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,10 @@ def large_blocks(guest: Booted) -> int:
     return sum(counts[-1] for counts in guest.wait(guest.rig.agent.buddyinfo()).values()) * LARGEST_BLOCK
 
 
-def pattern_count(ram: Path, seed: int) -> int:
-    """Count how often a piece of a fill's pattern stands in guest RAM: once a MiB of the fill. Makes nothing resident."""
+def pattern_places(ram: Path, seed: int) -> set[int]:
+    """Return the offsets of a piece of a fill's pattern in guest RAM: one a MiB of the fill. Makes nothing resident."""
     needle = bytes(Pattern(seed).twice[:48])
-    found = 0
+    found: set[int] = set()
     with ram.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         position = 0
@@ -90,13 +90,16 @@ def pattern_count(ram: Path, seed: int) -> int:
             except OSError:  # ENXIO: nothing but a hole from here on
                 break
             position = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            found += _count(file.fileno(), start, position, needle)
+            found.update(_find(file.fileno(), start, position, needle))
     return found
 
 
-def _count(descriptor: int, start: int, end: int, needle: bytes) -> int:
-    """Count a needle in a range that may be large, piece by piece; pieces overlap by less than a needle."""
-    step, found = 16 * MIB, 0
+def _find(descriptor: int, start: int, end: int, needle: bytes) -> Iterator[int]:
+    """Find a needle in a range that may be large, piece by piece; pieces overlap by less than a needle."""
+    step = 16 * MIB
     for at in range(start, end, step):
-        found += os.pread(descriptor, min(step + len(needle) - 1, end - at), at).count(needle)
-    return found
+        piece = os.pread(descriptor, min(step + len(needle) - 1, end - at), at)
+        found = piece.find(needle)
+        while found >= 0:
+            yield at + found
+            found = piece.find(needle, found + len(needle))
