@@ -40,6 +40,7 @@ class Recorder:
     def __init__(self) -> None:
         self.selected = 0
         self.outcomes: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         self.figures: dict[str, dict[str, Any]] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -50,6 +51,8 @@ class Recorder:
         """Keep the worst phase of each test, and its properties."""
         if report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
         if report.when == "call" and report.user_properties:
             self.figures[report.nodeid] = dict(report.user_properties)
 
@@ -70,7 +73,8 @@ def main(arguments: list[str]) -> int:
             name: list(recorder.outcomes.values()).count(name) for name in ("passed", "failed", "skipped")
         },
         "not_run": recorder.selected - len(recorder.outcomes),
-        "not_passed": sorted(name for name, outcome in recorder.outcomes.items() if outcome != "passed"),
+        "failed": sorted(name for name, outcome in recorder.outcomes.items() if outcome == "failed"),
+        "skipped": dict(sorted(recorder.reasons.items())),
         "figures": recorder.figures,
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,8 @@ def render(document: dict[str, Any]) -> str:
         f"- `pytest {document['pytest_arguments']}`",
         f"- {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped",
         *([f"- **interrupted: {document['not_run']} tests were not run**"] if document["not_run"] else []),
-        *[f"- not passed: `{name}`" for name in document["not_passed"]],
+        *[f"- failed: `{name}`" for name in document["failed"]],
+        *[f"- skipped: `{name}`: {why}" for name, why in document["skipped"].items()],
         "",
         "## 600 MiB filled and freed in a guest of 1 GiB",
         "",
@@ -134,7 +139,7 @@ def _features(document: dict[str, Any]) -> list[str]:
     cells: dict[str, dict[str, str]] = {}
     for name, figures in document["figures"].items():
         if set(_CELL) <= figures.keys():
-            seen = "**failed**" if name in document["not_passed"] else figures["seen"]
+            seen = "**failed**" if name in document["failed"] else figures["seen"]
             cells.setdefault(figures["feature"], {})[figures["suite"]] = seen
     suites = sorted({suite for row in cells.values() for suite in row})
     lines = [f"| feature | {' | '.join(suites)} |", "|---" * (len(suites) + 1) + "|"]
@@ -145,7 +150,7 @@ def _features(document: dict[str, Any]) -> list[str]:
 
 def _cell(name: str, value: Any) -> str:  # noqa: ANN401  (a recorded figure)
     if name.endswith("_bytes"):
-        return f"{value / _MEBIBYTE:.0f}"
+        return str(round(value / _MEBIBYTE))
     return f"{value:.1f} s" if name.endswith("_seconds") else str(value)
 
 
