@@ -438,6 +438,16 @@ def test_a_keeper_whose_parent_dies_serves_on(tmp_path: Path) -> None:
             wait_ended(keeper)
 
 
+def test_who_reads_that_it_takes_signals_itself_may_send_one(tmp_path: Path) -> None:
+    line = 'this one takes them itself")\n'
+    told: Edit = ("signals.py", line, line + "            signal.raise_signal(signal.SIGTERM)\n")
+    with upgradable(tmp_path, edits=(told,)) as device:
+        device.upgrade()
+        with Fd(os.pidfd_open(device.keeper)) as keeper:
+            os.kill(device.pid, signal.SIGKILL)
+            wait_ended(keeper)
+
+
 def test_a_signal_that_reaches_the_whole_group_counts_once(tmp_path: Path) -> None:
     """Ctrl-C reaches the parent and the keeper: with a front end connected a second one would end it now."""
     with upgradable(tmp_path) as device, Busy(device.connect()) as busy:
