@@ -6,6 +6,7 @@ and no socket behind; a fixture sees to that.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -34,6 +35,7 @@ GIB = 1 << 30
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    gc.collect()  # what other tests have left to it goes now, and not in between
     before = set(children(os.getpid())), len(descriptors(os.getpid()))
     yield
     assert (set(children(os.getpid())), len(descriptors(os.getpid()))) == before
