@@ -221,6 +221,9 @@ class Keeper:
             self.end_now(why)
             return
         self.term_at = time.monotonic() + self._term_seconds
+        # First: who sees the line below, or that a socket has gone, may rely on it.
+        for guest in self.guests:
+            guest.make_inert(f"the device is ending: {why}")
         log.warning(
             "%s: a front end is connected, and QEMU does not survive that its device goes: waiting up to %g s for it to "
             "go first, releasing nothing any more; signal again to end now",
@@ -229,8 +232,6 @@ class Keeper:
         )
         for place in self.places.values():
             self._close(place)
-            if place.guest is not None:
-                place.guest.make_inert(f"the device is ending: {why}")
 
     def end_now(self, why: str) -> None:
         """End, whoever is connected."""

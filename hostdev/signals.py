@@ -70,9 +70,9 @@ class Signals:
         """Take the numbers that one of them has. A line that has ended is one no more: to be watched no longer."""
         numbers = source.recv(4096, socket.MSG_DONTWAIT)
         if not numbers and source is self._line:
-            log.warning("the process that passed signals on has gone: this one takes them itself")
             self._line = None
             self._handle(TOLD)
+            log.warning("the process that passed signals on has gone: this one takes them itself")
         return set(numbers)
 
     def pass_on(self) -> None:

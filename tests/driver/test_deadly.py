@@ -20,7 +20,7 @@ import pytest
 from hostdev import births, post, succession, worker
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
-from hostdev.driver import Buffer
+from hostdev.driver import DEADLINE, Buffer
 from hostdev.fds import Fd
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
@@ -33,6 +33,7 @@ from hostdev.wire.vhost_user import Request
 from tests.control_process import controlled
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
+from tests.upgradable import Edit, upgradable
 
 DEADLY = 16 * MIB
 
@@ -262,6 +263,21 @@ def test_told_to_end_it_waits_for_the_front_end(path: Path) -> None:
         status, said = device.wait()
     assert (status, "Traceback" in said) == (0, False)
     assert "QEMU does not survive that its device goes" in said
+
+
+def test_its_sockets_go_when_nothing_is_released_any_more(tmp_path: Path) -> None:
+    """Who waits for that may rely on it, however long the keeper takes for what comes next: here it stands still."""
+    removal = "== self.identity:\n            Path(self._path).unlink()\n"
+    stops: Edit = ("listening.py", removal, removal + "            os.kill(os.getpid(), 19)\n")
+    with upgradable(tmp_path, edits=(stops,)) as device:
+        with Frontend(device.connect()) as front:
+            front.start()
+            device.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: _state(device.pid) == "T", "the socket's removal")
+            assert offer(front, 8 * MIB) == 0
+            assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
+            os.kill(device.pid, signal.SIGCONT)
+        assert device.process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("options", [("--term-timeout=0.3",), ("--term-timeout=0",), ("--on-term=now",)])
