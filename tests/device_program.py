@@ -79,7 +79,7 @@ def program(path: Path, *options: str) -> Iterator[Program]:
     command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_for(lambda: listens(path) or process.poll() is not None, "listening")
+            wait_for(lambda: process.poll() is not None or watches(process.pid, path), "serving")
             yield Program(process, path)
         finally:
             if process.poll() is None:
@@ -87,12 +87,35 @@ def program(path: Path, *options: str) -> Iterator[Program]:
 
 
 def listens(path: Path) -> bool:
-    """__SO_ACCEPTCON (1 << 16) in the kernel's table, without connecting: that would be a front end."""
+    """Without connecting: that would be a front end."""
+    return _listener(path) is not None
+
+
+def _listener(path: Path) -> str | None:
+    """What a descriptor of the socket that listens at path is. Those of who has connected there have the same path."""
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         fields = line.split()
-        if len(fields) == 8 and fields[7] == str(path):
-            return bool(int(fields[3], 16) & 0x10000)
-    return False
+        # __SO_ACCEPTCON (1 << 16) in the kernel's table.
+        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
+            return f"socket:[{fields[6]}]"
+    return None
+
+
+def watches(pid: int, path: Path) -> bool:
+    """True while a keeper waits for who connects at path, so that all it begins with is there: it listens before that."""
+    listener, opened = _listener(path), descriptors(pid)
+    waiting = [number for number, what in opened.items() if what == "anon_inode:[eventpoll]"]
+    return listener is not None and any(
+        opened.get(watched) == listener for number in waiting for watched in _watched(pid, number)
+    )
+
+
+def _watched(pid: int, number: int) -> list[int]:
+    """The descriptors that an epoll waits for (proc(5), fdinfo)."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+        lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
+        return [int(line.split()[1]) for line in lines if line.startswith("tfd:")]
+    return []
 
 
 def works(guest: Frontend) -> None:

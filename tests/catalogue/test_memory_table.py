@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev.driver import USER_BASE, DriverRing, GuestMemory
+from hostdev.driver import DEADLINE, USER_BASE, DriverRing, GuestMemory
 from hostdev.fds import Fd
 from hostdev.frontend import DeviceProcess, Frontend
 from hostdev.giver import MAX_HOST_ERRORS
@@ -345,9 +345,9 @@ def test_case_21_the_next_chain_is_read_in_the_new_table(guest: Frontend) -> Non
         other.write(ring.available + 4 + 2, bytes(2))
         other.write(ring.available + 2, (2).to_bytes(2, "little"))
         ring.notify()
-        assert ring.wait_call(10.0)
+        assert ring.wait_call(DEADLINE)
         while other.read(ring.used + 2, 2) != b"\x02\0":
-            assert ring.wait_call(10.0)
+            assert ring.wait_call(DEADLINE)
         assert other.read(FREE, 2 * PAGE) == b"\xbb" * PAGE + bytes(PAGE)
         assert is_filled(guest, FREE, 2 * PAGE)
         assert ring.used_index == 1

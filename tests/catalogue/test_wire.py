@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import balloon, giver
+from hostdev import balloon, giver, post, worker
 from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.fds import Fd
@@ -438,10 +438,9 @@ def fill_up(connection: socket.socket) -> int:
     poll = select.poll()
     poll.register(connection, select.POLLOUT)
     stream = GET_FEATURES * 100
-    while poll.poll(300):
+    while poll.poll(300) or is_read(connection):
         with contextlib.suppress(BlockingIOError):
             sent += connection.send(stream[sent % len(GET_FEATURES) :], socket.MSG_DONTWAIT)
-    assert not is_read(connection)
     return sent
 
 
@@ -528,6 +527,9 @@ def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatc
     for module in (balloon, giver):
         monkeypatch.setattr(module, "SLICE_BYTES", SLICE)
     monkeypatch.setattr(Discarder, "release", released)
+    # It takes as long as this process does to look.
+    monkeypatch.setattr(post, "END_SECONDS", DEADLINE)
+    monkeypatch.setattr(worker, "TURN_SECONDS", DEADLINE)
     start, size = 32 * MIB, SLICES * SLICE
     with start_device() as device, Frontend(device.connect(), memory=GuestMemory(96 * MIB)) as guest:
         guest.start()
@@ -536,12 +538,12 @@ def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatc
         full = guest.memory.footprint()
         guest.rings[REPORTING].offer([offered(start, size)])
         wait_for(lambda: guest.memory.footprint() <= full - 5 * SLICE, "the fifth slice's punch")
-        with Fd(os.pidfd_open(*device.workers())) as worker:
+        with Fd(os.pidfd_open(*device.workers())) as ended:
             guest.connection.close()
             # The connection and the channel to the worker, which can find its end from then on.
             wait_for(lambda: len(descriptors(device.pid)) <= held - 2, "the keeper's closing")
             is_gone[0] = 1
-            wait_ended(worker)
+            wait_ended(ended)
         assert device.wait() == 0
         end = int.from_bytes(begun[:8], "little")
         assert end == start + 5 * SLICE

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from balloonlab.device import Counters, DeviceProcess
+from balloonlab.device import PROGRAM, Counters, DeviceProcess
 from hostdev.driver import Buffer
 from hostdev.wire.balloon import CONFIG, CONFIG_SIZE, PFN_STRUCT, Config, Feature, Role
 from qmp_glue.board import PLAIN, Board
@@ -70,9 +70,10 @@ class Bench:
         board: Board = PLAIN,
         plugged: bool = True,
         options: Sequence[str] = (),
+        program: Sequence[str] = PROGRAM,
         extra: Sequence[str] = (),
     ) -> None:
-        """plugged: whether ours is there from the start, or is plugged later. options: of our device. extra: of QEMU."""
+        """plugged: whether ours is there from the start, or is plugged later. options, program: of our device. extra: of QEMU."""
         self.ours = ours
         self._extra = tuple(extra)
         self._plugged = plugged
@@ -81,11 +82,12 @@ class Bench:
         self._runner = asyncio.Runner()
         self._process: DeviceProcess | None = None
         if ours:
-            self._process = DeviceProcess(folder, discard="auto", control=True, options=options)
+            self._process = DeviceProcess(
+                folder, discard="auto", control=True, options=options, program=program
+            )
         self._stack = contextlib.AsyncExitStack()
         self._qemu = qemu
         self._qemu_log = folder / "qemu.log"
-        self.is_spent = False
         self.rings: dict[Role, PciRing] = {}
 
     def start(self) -> None:
@@ -133,9 +135,9 @@ class Bench:
 
     @property
     def is_alive(self) -> bool:
-        """Whether QEMU still runs, and our device with it, and neither was left as it cannot be renewed."""
+        """Whether QEMU still runs, and our device with it."""
         device_ended = self._process is not None and self._process.returncode is not None
-        return self.vm.returncode is None and not device_ended and not self.is_spent
+        return self.vm.returncode is None and not device_ended
 
     def qmp(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Execute a QMP command."""

@@ -51,9 +51,9 @@ class Witness:
         return status["worker"], status["inert"]
 
     def said(self) -> list[str]:
-        """Return what QEMU has written since, line by line."""
-        lines = self._bench.qemu_log()[self._qemu_said :].splitlines()
-        return [line.partition(": ")[2] for line in lines]
+        """Return what QEMU has written since, line by line, as far as it has come to the end of one: it writes in pieces."""
+        whole = self._bench.qemu_log()[self._qemu_said :].rpartition("\n")[0]
+        return [line.partition(": ")[2] for line in whole.splitlines()]
 
     def check(self) -> None:
         """Assert that nothing has come to harm, and that a well-behaved driver is served."""
