@@ -36,8 +36,12 @@ from qmp_glue.vm import VirtualMachine
 BOOT_SECONDS = 120.0
 # Seconds from the agent's last word to the reset: init forks reboot, which syncs nothing.
 RESET_SECONDS = 30.0
-# Seconds from a guest's last word to QEMU's end, which gives back all of guest RAM.
+# Seconds that a QEMU whose guest says nothing is given to end by itself: it may have been about to.
 END_SECONDS = 3.0
+# Seconds from QEMU's closing of the agent's port to its end, which gives back all of guest RAM.
+GONE_SECONDS = 30.0
+# Seconds from the request to QEMU's end: init syncs nothing, and a second is enough on an idle machine.
+POWER_OFF_SECONDS = 60.0
 # A panic's reason and the trace that tells where, or what a guest that hangs said last.
 CONSOLE_LINES = 8
 CONSOLE_CHARACTERS = 200
@@ -204,10 +208,13 @@ class Rig:
 
         The device ends with QEMU and QEMU with its guest, a moment later: who failed first is told from the statuses.
         """
-        if self.device.returncode:
+        if self._device_failed():
             return self.device.error()
         with contextlib.suppress(DeadlineError):
-            await self.vm.wait(seconds=END_SECONDS)
+            await self.vm.wait(seconds=GONE_SECONDS if self.agent.is_gone else END_SECONDS)
+        # A device that is killed closes its connection, which ends QEMU, before it can be waited for.
+        if self._device_failed():
+            return self.device.error()
         if self.vm.returncode == 0:
             return GuestEndedError(
                 f"the guest panicked or powered off before its time; {self.console_tail()}"
@@ -215,6 +222,9 @@ class Rig:
         if self.vm.returncode is not None:
             return QemuExitedError(self.vm.returncode, self.vm.last_lines())
         return self.device.error() if self.device.returncode is not None else None
+
+    def _device_failed(self) -> bool:
+        return bool(self.device.returncode)
 
     async def reboot(self) -> Hello:
         """Have the guest reset the machine, and wait for its new agent. Raises UsageError, and as boot() does."""
@@ -231,7 +241,7 @@ class Rig:
                 ) from error
         return await self.boot()
 
-    async def power_off(self, *, seconds: float = 20.0) -> None:
+    async def power_off(self, *, seconds: float = POWER_OFF_SECONDS) -> None:
         """Have the guest power off and wait for QEMU's end. Raises VmError if it does not."""
         with contextlib.suppress(VmError):
             await self.agent.poweroff()

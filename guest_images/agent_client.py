@@ -171,6 +171,11 @@ class AgentClient:
         # Ends what an earlier client may have left half-written in the port.
         self._writer.write(b"\n")
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the other end of the connection is closed: QEMU's, for a guest cannot close it."""
+        return isinstance(self._end, AgentGoneError)
+
     async def close(self) -> None:
         """Close the connection; calls under way fail with AgentGoneError."""
         if self._reading is None or self._writer is None:

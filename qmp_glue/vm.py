@@ -41,7 +41,7 @@ START_SECONDS = (
 QUIT_SECONDS = 5.0  # QEMU answers quit at once unless its main loop is blocked.
 TERMINATE_SECONDS = 3.0  # SIGTERM asks the same of the same main loop.
 KILL_SECONDS = 10.0  # The kernel has to give back all of guest RAM.
-EOF_SECONDS = 2.0  # From a closed monitor to the end of its process.
+EOF_SECONDS = 30.0  # From a closed monitor to the end of its process, which gives back all of guest RAM.
 LAST_LINES = 15
 LAST_BYTES = 8192
 

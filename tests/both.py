@@ -18,45 +18,44 @@ PYTEST = (sys.executable, "-m", "pytest")
 _SIGNALLED = 128
 
 
-class _Told(Exception):  # noqa: N818  (no error: somebody wants it to end)
-    """A signal has come."""
-
-
 def main(aside: Sequence[str], ahead: Sequence[str]) -> int:
     """Run both commands; the output of the first follows that of the second. Returns a status that is 0 if both are.
 
     Each is in a process group of its own, so that Ctrl-C is told to them once, from here: pytest cleans up after the first.
     """
-    previous = [signal.signal(number, _tell) for number in (signal.SIGINT, signal.SIGTERM)]
-    told = 0
+    told: list[int] = []
+    untold: list[subprocess.Popen[bytes]] = []
+
+    def tell(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        _interrupt(untold)
+
+    previous = [signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)]
     with tempfile.TemporaryFile() as log:
         first = subprocess.Popen(
             aside, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0
         )
+        untold.append(first)
         second = subprocess.Popen(ahead, stdin=subprocess.DEVNULL, process_group=0)
-        try:
-            second.wait()
-            first.wait()
-        except _Told as signalled:
-            (told,) = signalled.args
-            for process in (first, second):
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGINT)
-            second.wait()
-            first.wait()
+        untold.append(second)
+        if told:  # before there was anybody to tell
+            _interrupt(untold)
+        second.wait()
+        first.wait()
         log.seek(0)
         sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
         sys.stdout.flush()
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
         signal.signal(number, handler)
-    return _SIGNALLED + told if told else second.returncode or first.returncode
+    return _SIGNALLED + told[0] if told else second.returncode or first.returncode
 
 
-def _tell(number: int, _frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise _Told(number)
+def _interrupt(untold: list[subprocess.Popen[bytes]]) -> None:
+    """Tell each that was not told; another signal may come in the middle of this."""
+    with contextlib.suppress(IndexError):
+        while True:
+            untold.pop().send_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

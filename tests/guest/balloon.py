@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def wait_until(
             raise TimeoutError(f"{what}: not within {seconds:g} s; the device says {status(guest)}")
         guest.wait(asyncio.sleep(LOOK_SECONDS))
     return time.monotonic() - began
+
+
+@contextmanager
+def paused(guest: Booted) -> Iterator[None]:
+    """Pause the guest, and with it its device's rings: what is looked at in the context is of one moment."""
+    guest.wait(guest.rig.vm.stop())
+    try:
+        yield
+    finally:
+        guest.wait(guest.rig.vm.cont())
 
 
 def has_arrived(guest: Booted) -> bool:

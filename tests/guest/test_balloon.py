@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,7 @@ from tests.guest.balloon import (
     large_blocks,
     memory_of,
     pattern_places,
+    paused,
     reach,
     status,
     wait_until,
@@ -102,10 +104,11 @@ def test_inflate_to_a_target_and_back(guest: Booted, record_property: Record) ->
     before = sum(region["released-inflate"] for region in command(guest, "query-memory"))
     down = reach(guest, MEMORY // 2)
     assert abs(total - memory_of(guest, "MemTotal")[0] - MEMORY // 2) <= MIB
-    assert guest.rig.vm.footprint() <= MEMORY // 2
-    regions = command(guest, "query-memory")
+    with paused(guest):
+        regions, footprint = command(guest, "query-memory"), guest.rig.vm.footprint()
+    assert footprint <= MEMORY // 2
     assert sum(region["released-inflate"] for region in regions) - before == MEMORY // 2
-    assert abs(sum(region["footprint"] for region in regions) - guest.rig.vm.footprint()) <= NOISE
+    assert sum(region["footprint"] for region in regions) == footprint
     up = reach(guest, MEMORY)
     assert memory_of(guest, "MemTotal") == [total]
     cell(
@@ -126,20 +129,20 @@ def test_evict_and_enlarge_to_any_size(guest: Booted) -> None:
 def test_used_memory_that_is_freed_is_gone_once_it_was_inflated_over(guest: Booted) -> None:
     """What the guest had written is in no page that was released: not kept, not found by the next owner."""
     ram = guest.rig.vm.ram_file
-    held = guest.wait(guest.rig.agent.fill("anonymous", 200 * MIB, seed=77))
+    held = guest.wait(guest.rig.agent.fill("anonymous", 512 * MIB, seed=77))
     written = pattern_places(ram, 77)
-    assert len(written) >= 199
+    assert len(written) >= 511
     start = len(traced(guest))
     guest.wait(guest.rig.agent.free(held.handle))
     reach(guest, 256 * MIB)
-    left = pattern_places(ram, 77)
-    released = [
-        Span(one.value.address, one.value.length) for one in traced(guest, start) if one.kind is Kind.RELEASE
-    ]
+    with paused(guest):  # no report comes between what is left and what was released
+        left, records = pattern_places(ram, 77), traced(guest, start)
     reach(guest, MEMORY)
+    released = [Span(one.value.address, one.value.length) for one in records if one.kind is Kind.RELEASE]
     gone = {place for place in written if intersect([Span(place, 1)], merge(released))}
-    assert left <= written - gone
-    # The guest keeps 256 MiB, its own among them, of 1 GiB: what is left where it was lies in free pages of those.
+    # The guest may have moved a page before it freed it; what it had written is in no page that was released since.
+    assert [place for place in left if intersect([Span(place, 1)], merge(released))] == []
+    # Of the 1 GiB 256 MiB are not in the balloon, the guest's own among them: at least 256 of the 512 MiB that it freed are.
     assert len(gone) >= len(written) // 2
     live = guest.wait(guest.rig.agent.fill("anonymous", 200 * MIB, seed=78))
     assert guest.wait(guest.rig.agent.checksum(live.handle)).mismatched_pages == 0
@@ -156,15 +159,25 @@ def test_live_memory_beside_a_balloon_that_moves(guest: Booted) -> None:
 
 
 def test_statistics_are_the_guests_own_numbers(guest: Booted, record_property: Record) -> None:
-    answer = command(guest, "query-balloon-stats", {"refresh": True})
-    total, free, available, cached, buffers = memory_of(
-        guest, "MemTotal", "MemFree", "MemAvailable", "Cached", "Buffers"
-    )
+    """Both are asked until no report takes pages off the guest's free lists between the two, up to 128 MiB at a time."""
+    answer: dict[str, Any] = {}
+
+    def agree() -> bool:
+        answer.update(command(guest, "query-balloon-stats", {"refresh": True}))
+        total, free, available, cached, buffers = memory_of(
+            guest, "MemTotal", "MemFree", "MemAvailable", "Cached", "Buffers"
+        )
+        stats = answer["stats"]
+        assert stats["stat-total-memory"] == total
+        moving = {
+            "stat-free-memory": free,
+            "stat-available-memory": available,
+            "stat-disk-caches": cached + buffers,
+        }
+        return all(abs(stats[name] - size) <= NOISE for name, size in moving.items())
+
+    wait_until(guest, agree, "the statistics are not the guest's own numbers")
     stats = answer["stats"]
-    assert stats["stat-total-memory"] == total
-    assert abs(stats["stat-free-memory"] - free) <= NOISE
-    assert abs(stats["stat-available-memory"] - available) <= NOISE
-    assert abs(stats["stat-disk-caches"] - cached - buffers) <= NOISE
     assert (stats["stat-swap-in"], stats["stat-swap-out"], stats["stat-oom-kills"]) in (
         (0, 0, 0),
         (0, 0, ABSENT),
@@ -202,13 +215,23 @@ def test_statistics_are_polled_across_a_pause(guest: Booted) -> None:
 
 
 def test_the_estimate_is_the_guests_free_large_blocks(guest: Booted, record_property: Record) -> None:
-    """What is missing the guest keeps for itself: its watermarks, and the zone for old DMA."""
-    free = large_blocks(guest)
+    """What is missing the guest keeps for itself: its watermarks, and the zone for old DMA.
+
+    Asked until nothing comes between the two looks: a report has up to 128 MiB off the guest's free lists, and a round that
+    the machine holds up for its two seconds is not complete.
+    """
+    answer: dict[str, Any] = {}
     footprint = guest.rig.vm.footprint()
-    answer = command(guest, "estimate-free")
-    wait_until(guest, lambda: large_blocks(guest) >= free * 0.9, "the guest does not get its memory back")
-    assert answer["complete"]
-    assert abs(answer["bytes"] - free) <= 0.1 * free
+    free = 0
+
+    def agree() -> bool:
+        nonlocal free
+        free = large_blocks(guest)
+        answer.update(command(guest, "estimate-free"))
+        wait_until(guest, lambda: large_blocks(guest) >= free * 0.9, "the guest does not get its memory back")
+        return bool(answer["complete"]) and abs(answer["bytes"] - free) <= 0.1 * free
+
+    wait_until(guest, agree, "the estimate is not what the guest has free")
     assert free >= 600 * MIB
     assert guest.rig.vm.footprint() <= footprint + NOISE
     text = (

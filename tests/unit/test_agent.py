@@ -95,14 +95,24 @@ def test_fill_checksum_free() -> None:
     with_client(work)
 
 
-def test_samples_are_answered_while_a_command_runs() -> None:
+def test_samples_are_answered_while_a_command_runs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "end")
+
     async def work(client: AgentClient) -> None:
-        slow = asyncio.create_task(client.run("read line < /dev/zero", deadline=1.0))
+        slow = asyncio.create_task(client.run(f"read line < {tmp_path / 'end'}"))
         for _ in range(3):
             assert (await client.meminfo())["MemTotal"] > MIB
             assert not slow.done()
-        with pytest.raises(AgentRefusedError, match="did not end within 1"):
-            await slow
+        await asyncio.to_thread((tmp_path / "end").write_text, "\n")
+        assert (await slow).status == 0
+
+    with_client(work)
+
+
+def test_a_command_that_does_not_end_is_killed_at_its_deadline() -> None:
+    async def work(client: AgentClient) -> None:
+        with pytest.raises(AgentRefusedError, match=r"did not end within 0\.1 s"):
+            await client.run("read line < /dev/zero", deadline=0.1)
 
     with_client(work)
 

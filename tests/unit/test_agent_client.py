@@ -84,6 +84,7 @@ def test_the_peers_end_fails_all_calls_under_way_and_later_ones() -> None:
             await client.meminfo()
         with pytest.raises(AgentGoneError):
             await client.hello()
+        assert client.is_gone
 
     against(peer, work)
 
@@ -101,6 +102,7 @@ def test_garbage_is_tolerated_up_to_its_bound(count: int) -> None:
         else:
             with pytest.raises(AgentGarbageError, match="no answers"):
                 await client.read("/x")
+            assert not client.is_gone
 
     against(peer, work)
 

@@ -20,9 +20,22 @@ pathlib.Path({!r}).touch()
 time.sleep(60)
 """
 
+# The signal comes when so many of the two are there, and nobody has been told of the last of them yet.
+EARLY = """
+import os, signal, subprocess
+class Popen(subprocess.Popen):
+    made = 0
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        Popen.made += 1
+        if Popen.made == {}:
+            os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+"""
 
-def start(aside: str, ahead: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CALL.format(aside, ahead)]
+
+def start(aside: str, ahead: str, before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + CALL.format(aside, ahead)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -44,3 +57,10 @@ def test_a_signal_is_told_to_both_once(number: signal.Signals, tmp_path: Path) -
         both.send_signal(number)
         said, _none = both.communicate(timeout=60)
     assert (both.returncode, said.count("cleans up")) == (128 + number, 2)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_signal_that_comes_while_they_are_started_ends_both(number: int) -> None:
+    with start("import time; time.sleep(300)", "import time; time.sleep(300)", EARLY.format(number)) as both:
+        both.communicate(timeout=60)
+    assert both.returncode == 128 + signal.SIGTERM

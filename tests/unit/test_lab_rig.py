@@ -1,14 +1,23 @@
-"""What a rig refuses before anything is started."""
+"""What a rig refuses before anything is started, and who it says was the first to end."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from balloonlab.errors import UsageError
-from balloonlab.rig import CONSOLE_BYTES, CONSOLE_CHARACTERS, CONSOLE_LINES, Rig, Setup
+from balloonlab.errors import DeviceError, UsageError
+from balloonlab.rig import (
+    CONSOLE_BYTES,
+    CONSOLE_CHARACTERS,
+    CONSOLE_LINES,
+    END_SECONDS,
+    GONE_SECONDS,
+    Rig,
+    Setup,
+)
 from guest_images.build import GuestImage
 from qmp_glue.commandline import Machine
 from qmp_glue.find import Qemu
@@ -68,3 +77,45 @@ def test_of_a_console_without_end_the_end_is_read(
     assert all(len(line) <= CONSOLE_CHARACTERS + 2 for line in lines[1:])
     assert whole(10) == "\x1b" * 5 + "\nlast"
     assert whole().startswith("Kernel panic, long ago\n")
+
+
+class Ends:
+    """A QEMU that ends while it is waited for, and a device whose end, if it has one, is seen no sooner."""
+
+    def __init__(self, qemu: int, device: int | None) -> None:
+        self.waited: list[float] = []
+        self._qemu, self._device = qemu, device
+        self.vm = SimpleNamespace(
+            returncode=None, wait=self._wait, last_lines=lambda: ["Aborted"], console_text=lambda _most: ""
+        )
+        self.device = SimpleNamespace(returncode=None, error=lambda: DeviceError("the device ended"))
+
+    async def _wait(self, *, seconds: float) -> int:
+        self.waited.append(seconds)
+        self.vm.returncode, self.device.returncode = self._qemu, self._device
+        return self._qemu
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        ((-6, -9), "the device ended"),
+        ((-6, 0), "QEMU ended with signal 6"),
+        ((-6, None), "QEMU ended with signal 6"),
+        ((0, 0), "the guest panicked or powered off"),
+    ],
+)
+def test_a_device_that_was_killed_is_named_though_qemu_is_seen_to_end_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, statuses: tuple[int, int | None], said: str, is_gone: bool
+) -> None:
+    """A QEMU that has closed its guest's port is about to end; one whose guest says nothing may go on."""
+    ends = Ends(*statuses)
+    for name, value in (
+        ("vm", ends.vm),
+        ("device", ends.device),
+        ("agent", SimpleNamespace(is_gone=is_gone)),
+    ):
+        monkeypatch.setattr(rig, name, value, raising=False)
+    assert said in str(asyncio.run(rig.why_ended()))
+    assert ends.waited == [GONE_SECONDS if is_gone else END_SECONDS]

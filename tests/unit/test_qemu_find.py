@@ -82,17 +82,17 @@ def test_damaged_memory_is_none(bare_machine: Path, tmp_path: Path, damage: str)
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "seconds", "problem"),
     [
-        (INCAPABLE, f"has no device {find.DEVICE}"),
-        ("echo 'libfoo.so: not found' >&2; exit 127", "ended with status 127 (libfoo.so: not found)"),
-        ("exec /bin/sleep 60", "did not answer in"),
+        (INCAPABLE, 60.0, f"has no device {find.DEVICE}"),
+        ("echo 'libfoo.so: not found' >&2; exit 127", 60.0, "ended with status 127 (libfoo.so: not found)"),
+        ("exec /bin/sleep 60", 0.2, "did not answer in"),
     ],
 )
 def test_unusable_qemu_is_named_with_its_problem(
-    bare_machine: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float, problem: str
 ) -> None:
-    monkeypatch.setattr(find, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(find, "PROBE_SECONDS", seconds)
     path = script(bare_machine / find.PROGRAM, text)
     with pytest.raises(QemuNotFoundError) as caught:
         find_qemu(fetch=False)
