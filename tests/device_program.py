@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hostdev.driver import DEADLINE, Buffer
@@ -74,9 +75,23 @@ class Program:
         return self.process.returncode, said
 
 
+# The command with other constants, which are the first argument.
+_CHANGED = """
+import importlib, json, sys
+from hostdev import cli
+for place, value in json.loads(sys.argv.pop(1)).items():
+    module, _, name = place.rpartition(".")
+    assert hasattr(importlib.import_module(module), name), place
+    setattr(importlib.import_module(module), name, value)
+sys.exit(cli.main())
+"""
+
+
 @contextlib.contextmanager
-def program(path: Path, *options: str) -> Iterator[Program]:
-    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", *options]
+def program(path: Path, *options: str, constants: Mapping[str, float] | None = None) -> Iterator[Program]:
+    """constants: what is to be otherwise than the device has it, by module and name."""
+    start = ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
+    command = [sys.executable, *start, f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: process.poll() is not None or watches(process.pid, path), "serving")

@@ -15,6 +15,7 @@ import pytest
 
 from hostdev import acceptor
 from hostdev.acceptor import PAUSE, Acceptor, is_trusted, peer_of
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -99,8 +100,12 @@ def test_case_46_the_host_has_no_room_for_a_connection(
         connection.close()
 
 
-def test_a_failure_pauses(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_pauses(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """With no descriptor left; who waits in the backlog is accepted once there is."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
     door = Acceptor(listener, "client")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(listener.getsockname())
@@ -112,14 +117,11 @@ def test_a_failure_pauses(listener: socket.socket, caplog: pytest.LogCaptureFixt
             assert door.accept() is None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        pause = door.pause()
-        assert pause is not None
-        assert 0 < pause <= PAUSE
+        clock.now += PAUSE / 4
+        assert door.pause() == PAUSE * 3 / 4
         assert os.strerror(errno.EMFILE) in caplog.text
-        end = time.monotonic() + 10 * PAUSE
-        while (pause := door.pause()) is not None:
-            assert time.monotonic() < end
-            time.sleep(pause)
+        clock.now += PAUSE * 3 / 4
+        assert door.pause() is None
         connection = door.accept()
         assert connection is not None
         connection.close()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from hostdev.backend_channel import BackendChannel
+from hostdev.driver import DEADLINE
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.vhost_user import BackendRequest
 
@@ -121,9 +122,9 @@ def test_no_wake_up_is_lost_whoever_reads_when(pair: tuple[BackendChannel, socke
     poll.register(channel.fileno(), select.POLLIN)
     for _ in range(ROUNDS):
         while not channel.begin():
-            assert poll.poll(5000)
+            assert poll.poll(DEADLINE * 1000)
         while not channel.was_taken():
-            assert poll.poll(5000)
+            assert poll.poll(DEADLINE * 1000)
         channel.finish(has_stopped=False)
     reader.join()
 

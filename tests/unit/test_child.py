@@ -10,6 +10,7 @@ import signal
 import pytest
 
 from hostdev.child import Child
+from hostdev.driver import DEADLINE
 from tests.device_program import children
 
 
@@ -17,6 +18,7 @@ def test_a_fork_freezes_the_childs_heap_alone() -> None:
     """What the parent froze at each fork it would never collect."""
     before = gc.get_freeze_count()
     child = Child("child", lambda: 0 if gc.get_freeze_count() > before else 1)
+    assert child.has_ended(DEADLINE)
     assert child.reap()
     assert gc.get_freeze_count() == before
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import control, fds
+from hostdev import control, control_link, fds
 from hostdev.child import Child
 from hostdev.control_link import (
     BURIAL_SECONDS,
@@ -31,6 +31,9 @@ from hostdev.driver import DEADLINE
 from hostdev.fds import Fd
 from hostdev.isolation import isolate
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
+
+# Bytes, of which the kernel makes twice as many. What a socket has by default is the host's to choose (net.core.wmem_default).
+ROOM = 100 << 10
 
 
 class Clock:
@@ -79,6 +82,8 @@ def clock() -> Clock:
 @pytest.fixture
 def link(listener: socket.socket, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlLink]:
     monkeypatch.setattr(control, "start", sleeper)
+    for patience in ("KILLED_SECONDS", "END_DEADLINE"):  # how long a process takes is not what is looked at
+        monkeypatch.setattr(control_link, patience, DEADLINE)
     link = ControlLink(listener, clock)
     link.start()
     yield link
@@ -135,6 +140,8 @@ def test_deaths_now_and_then(link: ControlLink, listener: socket.socket, clock: 
 
 def fill(link: ControlLink, guest: Fd | None = None) -> list[str]:
     """Announce places until there is no room. Their names: the last one waits."""
+    assert link.channel is not None
+    link.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
     names: list[str] = []
     while not link.is_waiting:
         names.append(f"vm{len(names)}")

@@ -10,6 +10,7 @@ import pytest
 
 from hostdev.metrics import Metrics
 from hostdev.metrics_file import PERIOD, MetricsFile
+from tests.clock import Clock
 
 
 def due_of(file: MetricsFile) -> float | None:
@@ -17,18 +18,20 @@ def due_of(file: MetricsFile) -> float | None:
     return file.due
 
 
-def test_it_is_due_once_something_may_have_changed(tmp_path: Path) -> None:
-    metrics = Metrics()
+def test_it_is_due_once_something_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, metrics = Clock(), Metrics()
+    monkeypatch.setattr(time, "monotonic", clock)
     file = MetricsFile(metrics, tmp_path / "metrics.prom")
     assert due_of(file) is None
     file.touch()
-    due = due_of(file) or 0.0
-    assert 0 < due - time.monotonic() <= PERIOD
+    due = clock.now + PERIOD
+    assert due_of(file) == due
+    clock.now += PERIOD / 2
     file.touch()
     assert due_of(file) == due
     file.tick()
     assert not (tmp_path / "metrics.prom").exists()
-    file.due = time.monotonic()
+    clock.now = due
     file.tick()
     assert (due_of(file), (tmp_path / "metrics.prom").read_text()) == (None, metrics.exposition())
 
