@@ -50,7 +50,12 @@ def unwind(number: int) -> NoReturn:
 
 
 def run(work: Coroutine[Any, Any, Value]) -> Value:
-    """Run work as asyncio.run() does; a signal cancels it, so that it ends what it started. Raises SignalledError."""
+    """Run work as asyncio.run() does; a signal cancels it, so that it ends what it started. Raises SignalledError.
+
+    Also when work comes to another end meanwhile: Ctrl-C reaches QEMU and the device as well, and they may be faster.
+    """
+    # When there is something to run, it has been imported: not before signals are in order.
+    from balloonlab.errors import EXPECTED  # noqa: PLC0415
 
     async def until_told() -> Value:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -64,10 +69,13 @@ def run(work: Coroutine[Any, Any, Value]) -> Value:
         # Not loop.add_signal_handler(): the loop's end would leave the signals deadly for what comes after.
         with first_only(cancel):
             try:
-                return await work
-            except asyncio.CancelledError:
+                value = await work
+            except (asyncio.CancelledError, *EXPECTED):
                 if told:
                     unwind(told[0])
                 raise
+            if told:
+                unwind(told[0])
+            return value
 
     return asyncio.run(until_told())

@@ -296,7 +296,7 @@ def test_a_terminal_shows_a_moving_chart_and_is_left_clean(tmp_path: Path) -> No
         )
         processes = family(terminal.popen.pid)
         terminal.type(b"\x03")
-        assert terminal.wait() == 130
+        assert terminal.wait() == 130, terminal.shown()
         wait_until(lambda: not any(process.alive for process in processes), "the end of all processes")
         shown = terminal.shown()
         assert re.search(r"boot  \d+\.\d s   held by the host \d+ MiB   free in the guest ", shown)

@@ -169,6 +169,19 @@ def test_a_signal_cancels_what_runs_on_asyncio_and_lets_it_clean_up(number: sign
     assert (caught.value.number, steps) == (number, ["cleaned up"])
 
 
+@pytest.mark.parametrize("error", [None, UsageError("QEMU has ended"), ZeroDivisionError()], ids=type)
+def test_a_signal_is_what_ended_work_that_comes_to_another_end_meanwhile(error: Exception | None) -> None:
+    """A defect stays one."""
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        if error is not None:
+            raise error
+
+    with pytest.raises(type(error) if isinstance(error, ZeroDivisionError) else signals.SignalledError):
+        signals.run(work())
+
+
 def test_after_a_signal_on_asyncio_further_ones_are_ignored_to_the_end() -> None:
     async def work() -> None:
         signal.raise_signal(signal.SIGINT)
