@@ -50,6 +50,10 @@ ANSWERS: dict[str, Any] = {
 # The guest's name where a test has but one.
 GUEST = "vm1"
 
+# Bytes that may wait in a pair, of which the kernel makes twice as many: 212,992 are its own default, and a host may have
+# another (net.core.wmem_default).
+ROOM = 106_496
+
 
 def exchange(channel: socket.socket, deadline: float = DEADLINE) -> Envelope:
     """Receive one envelope; its descriptors are closed."""
@@ -77,6 +81,7 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.channel, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
         self.answers: dict[str, Any] = dict(ANSWERS)
         self.commands: list[dict[str, Any]] = []
 
@@ -260,6 +265,7 @@ def _start(channel: socket.socket, listener: socket.socket, generation: int) -> 
 def control_process(path: Path, generation: int = 0) -> Iterator[ControlProcess]:
     """Fork a control process that listens at path. At the end it sees its channel close, and must end well."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
     with ours, ListeningPath(str(path), "--control", MAX_CLIENTS) as listener:
         with theirs:
             child = Child("control process", functools.partial(_start, theirs, listener, generation))
