@@ -362,7 +362,7 @@ def test_attached_inhibited_where_releasing_is_unsafe(tmp_path: Path, unmet: Cal
         program(tmp_path / "another", f"--control={strange}"),
     ):
         wait_for(lambda: control.exists() and strange.exists(), "the control sockets")
-        asyncio.run(asyncio.wait_for(main(), 60))
+        asyncio.run(asyncio.wait_for(main(), 3 * DEADLINE))
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
