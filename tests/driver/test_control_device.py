@@ -35,7 +35,7 @@ from qmp_glue.commandline import Machine
 from qmp_glue.errors import QmpGlueError
 from qmp_glue.find import find_qemu
 from qmp_glue.vm import VirtualMachine
-from tests.control_process import QmpSocket
+from tests.control_process import PATIENT, QmpSocket
 from tests.device_program import Program, children, descriptors, program, wait_for
 from tests.in_process import MIB, PAGE
 from tests.schema_check import Schema
@@ -113,7 +113,7 @@ class Device:
 def negotiated(tmp_path: Path, **constants: float) -> Iterator[Device]:
     """The guest's driver is not up. constants: of the device, by module and name."""
     control = tmp_path / "own" / "control"
-    with program(tmp_path / "socket", f"--control={control}", constants=constants) as running:
+    with program(tmp_path / "socket", f"--control={control}", constants=PATIENT | constants) as running:
         wait_for(control.exists, "the control socket")
         device = Device(running, control)
         device.frontend.negotiate()
