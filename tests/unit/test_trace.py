@@ -13,10 +13,9 @@ from balloonlab import cli
 from balloonlab.decode import Record, describe, read_trace
 from balloonlab.errors import UsageError
 from balloonlab.trace_check import violations
-from hostdev import post
 from hostdev.balloon import Balloon
 from hostdev.discard import Discarder
-from hostdev.driver import DEADLINE, Buffer
+from hostdev.driver import Buffer
 from hostdev.errors import SetupError
 from hostdev.frontend import Frontend, start_device
 from hostdev.memory import Region
@@ -30,13 +29,7 @@ from hostdev.wire.virtqueue import Descriptor
 from tests.in_process import InProcess
 
 MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is slow to answer, or to end, is not killed for that: its trace would end early."""
-    for name in ("ANSWER_SECONDS", "END_SECONDS"):
-        monkeypatch.setattr(post, name, DEADLINE)
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def kinds(path: Path) -> list[Kind]:
