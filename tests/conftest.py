@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from hostdev import post
 from hostdev.discard import Backing, backing_of
+from hostdev.driver import DEADLINE
 from hostdev.fds import Fd
 
 # Derandomized: a test either passes or fails, whoever runs it. No deadline: nothing here asserts on speed.
@@ -50,6 +52,13 @@ def unmet() -> Callable[[str], None]:
         pytest.skip(reason)
 
     return report
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker of a device that is forked here is ended for being slow: for where none is to hang."""
+    for name in ("ANSWER_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(post, name, DEADLINE)
 
 
 @pytest.fixture

@@ -165,11 +165,11 @@ def test_a_worker_that_is_replaced_alive(scene: Scene) -> None:
 
 def test_questions_between_two_workers(scene: Scene) -> None:
     scene.die()
-    for name, client in zip(("query-status", "balloon", "query-balloon"), scene.clients, strict=True):
-        client.send(name, **({"value": 1} if name == "balloon" else {}))
-        hears_nothing(client)
     with scene.process.connect() as another:
-        gets_on(another)
+        for name, client in zip(("query-status", "balloon", "query-balloon"), scene.clients, strict=True):
+            client.send(name, **({"value": 1} if name == "balloon" else {}))
+            gets_on(another)  # what is asked after this is heard after it
+            hears_nothing(client)
     successor = scene.new_worker()
     scene.process.connect_guest(successor)
     for _ in scene.clients:
@@ -294,8 +294,9 @@ def test_a_successor_that_does_not_listen_yet(scene: Scene) -> None:
     scene.die()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(scene.process.connect()) for _ in range(12)]
-        for number, client in enumerate(clients):
-            client.send("qom-set", **LARGE, value=f"{number} {LARGE_VALUE}")
+        with scene.process.stopped():  # it reads them in turn
+            for number, client in enumerate(clients):
+                client.send("qom-set", **LARGE, value=f"{number} {LARGE_VALUE}")
         for client in clients:
             hears_nothing(client)
         successor = scene.new_worker()

@@ -33,7 +33,7 @@ from tests.device_program import wait_for, works
 from tests.in_process import MIB, PAGE
 
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
-pytestmark = pytest.mark.usefixtures("filters")
+pytestmark = pytest.mark.usefixtures("filters", "patience")
 WHOLE = "seccomp+landlock" if landlock.abi() else "seccomp"
 
 

@@ -24,6 +24,7 @@ from tests.control_process import controlled
 from tests.device_program import descriptors, wait_for, works
 
 REGIONS = 32
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture

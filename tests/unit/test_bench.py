@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ import pytest
 from tests.bench import boot_time
 from tests.bench.boot_time import BenchError, Time, interleaved, main, timed
 from tests.bench.virtme import WITHOUT_UDEV
+from tests.device_program import wait_for
+from tests.killing import is_alive
 
 
 @pytest.mark.parametrize("options", [[], ["--virtme-ng", "/nonexistent/vng"]])
@@ -21,9 +22,6 @@ def test_without_virtme_ng_it_says_so_and_how_to_get_it(
 ) -> None:
     assert main(options) == 3
     assert "pip install virtme-ng into an environment of its own" in capsys.readouterr().err
-
-
-GONE_SECONDS = 60.0
 
 
 def test_who_was_first_is_second_the_next_time() -> None:
@@ -49,26 +47,18 @@ def test_a_program_is_timed_to_its_end() -> None:
 def test_a_program_that_fails_or_hangs_is_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="sh ended with status 3:\nwhy"):
         timed(["sh", "-c", "echo why; exit 3"], os.environ)
-    pid = tmp_path / "pid"
-    communicate = subprocess.Popen.communicate
+    monkeypatch.setattr(boot_time, "RUN_SECONDS", 0.25)
+    pid, communicate = tmp_path / "pid", subprocess.Popen.communicate
 
-    def once_begun(process: subprocess.Popen[str], *, timeout: float) -> tuple[str, str]:
-        end = time.monotonic() + GONE_SECONDS
-        while not pid.exists() or not pid.read_text().endswith("\n"):
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        return communicate(process, timeout=timeout)
+    def at_work(process: subprocess.Popen[str], timeout: float) -> tuple[str, str]:
+        wait_for(lambda: pid.exists() and pid.read_text().endswith("\n"), "a process of its group")
+        return communicate(process, None, timeout)
 
-    monkeypatch.setattr(subprocess.Popen, "communicate", once_begun)
-    monkeypatch.setattr(boot_time, "RUN_SECONDS", 0.1)
-    with pytest.raises(BenchError, match=r"sh has not ended in 0\.1 s"):
+    monkeypatch.setattr(subprocess.Popen, "communicate", at_work)
+    with pytest.raises(BenchError, match=r"sh has not ended in 0.25 s"):
         timed(["sh", "-c", f"sleep 60 & echo $! >{pid}; wait"], os.environ)
-    state = Path(f"/proc/{pid.read_text().strip()}/stat")
     # Killed with its group, which takes a moment; whoever is init here has it as a zombie until it looks.
-    end = time.monotonic() + GONE_SECONDS
-    while state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "ZX":
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: not is_alive(int(pid.read_text())), "its end")
 
 
 def test_the_line_for_a_guest_is_one_for_a_shell(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from hostdev.wire.virtqueue import Descriptor
 from tests.in_process import InProcess
 
 MIB = 1 << 20
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def kinds(path: Path) -> list[Kind]:
