@@ -328,6 +328,17 @@ def test_a_broken_version_is_refused(tmp_path: Path, edit: Edit, under: str) -> 
     refused(tmp_path, edit, under)
 
 
+# Once: the version that is tried next does not hang, and is to have the time that it needs.
+IMPATIENT = """\
+class _Once:
+    seconds = 1.0
+
+    def __radd__(self, now: float) -> float:
+        moment, self.seconds = now + self.seconds, 60.0
+        return moment
+"""
+
+
 @pytest.mark.parametrize(
     ("edit", "patience"),
     [
@@ -346,9 +357,8 @@ def test_a_broken_version_is_refused(tmp_path: Path, edit: Edit, under: str) -> 
 )
 def test_a_version_that_hangs_is_refused(tmp_path: Path, edit: Edit, patience: str) -> None:
     """By an old one that has less patience, for the test's sake."""
-    refused(
-        tmp_path, edit, "a later", ("handover.py", patience, patience.split("=", maxsplit=1)[0] + "= 1.0")
-    )
+    name = patience.split(" = ", maxsplit=1)[0]
+    refused(tmp_path, edit, "a later", ("handover.py", patience, f"{IMPATIENT}\n\n{name} = _Once()"))
 
 
 def refused(tmp_path: Path, edit: Edit, under: str, *edits: Edit) -> None:
