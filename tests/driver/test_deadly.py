@@ -225,9 +225,9 @@ def test_workers_that_die_before_they_serve(monkeypatch: pytest.MonkeyPatch, tmp
         return start(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker, "start", stillborn)
+    begun = time.monotonic()
     with start_device() as device, Frontend(device.connect()) as front:
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
-        begun = time.monotonic()
         wait_for(lambda: born.exists() and born.stat().st_size >= 12, "twelve deaths")
         # 5 at once, then 5 in each 0.2 s.
         assert time.monotonic() - begun > 0.3
