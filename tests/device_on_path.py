@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.device_program import listens
+
 WAIT_SECONDS = 30.0
 
 
@@ -49,7 +51,7 @@ def device_on_path(folder: Path) -> Iterator[Device]:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         end = time.monotonic() + WAIT_SECONDS
-        while not path.exists():
+        while not listens(path):  # it is there a moment before
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.01)
