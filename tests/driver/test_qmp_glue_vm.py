@@ -41,7 +41,7 @@ from qmp_glue.vm import VirtualMachine
 
 MIB = 1 << 20
 PAUSED = Machine(64 * MIB, paused=True)
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def qemu() -> Qemu:
 
 
 def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 100))
 
 
 def descriptors() -> int:
