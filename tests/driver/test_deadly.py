@@ -36,6 +36,7 @@ from hostdev.wire.vhost_user import Request
 from tests.control_process import controlled
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
+from tests.killing import is_idle
 from tests.upgradable import Edit, upgradable
 
 DEADLY = 16 * MIB
@@ -290,6 +291,7 @@ def test_told_to_end_it_waits_for_the_front_end(path: Path) -> None:
             front.start()
             device.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not path.exists(), "the socket's removal")
+            front.read_config()  # the worker may be about to look at its rings, and hears of it before this
             for _ in range(2):
                 assert offer(front, 8 * MIB) == 0
                 assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
@@ -307,6 +309,7 @@ def test_its_sockets_go_when_nothing_is_released_any_more(tmp_path: Path) -> Non
     with upgradable(tmp_path, edits=(stops,)) as device:
         with Frontend(device.connect()) as front:
             front.start()
+            wait_for(lambda: is_idle(device.worker()), "nothing more to do")
             device.process.send_signal(signal.SIGTERM)
             wait_for(lambda: _state(device.pid) == "T", "the socket's removal")
             assert offer(front, 8 * MIB) == 0
