@@ -271,6 +271,7 @@ def control_process(path: Path, generation: int = 0) -> Iterator[ControlProcess]
             raise
         finally:
             ours.close()
+            child.has_ended(DEADLINE)  # reap() has no patience with it
             ended_well = child.reap()
         assert ended_well
 
