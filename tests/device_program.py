@@ -74,9 +74,20 @@ class Program:
         return self.process.returncode, said
 
 
+# The command, with a keeper that waits for its workers as long as a test waits for anything.
+_PATIENT = f"""
+import sys
+from hostdev import cli, post
+post.ANSWER_SECONDS = post.END_SECONDS = {DEADLINE}
+sys.exit(cli.main())
+"""
+
+
 @contextlib.contextmanager
-def program(path: Path, *options: str) -> Iterator[Program]:
-    command = [sys.executable, "-m", "hostdev.cli", f"--socket-path={path}", *options]
+def program(path: Path, *options: str, patient: bool = False) -> Iterator[Program]:
+    """patient: take no worker for one that hangs. For who counts on its staying the same, on a machine that may hold it up."""
+    start = ["-c", _PATIENT] if patient else ["-m", "hostdev.cli"]
+    command = [sys.executable, *start, f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: listens(path) or process.poll() is not None, "listening")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hostdev import post
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, EXIT_USAGE
 from hostdev.fds import Fd
@@ -47,7 +48,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def device() -> Iterator[DeviceProcess]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceProcess]:
+    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)  # a machine may hold up who is to stay the same
     with start_device() as device:
         yield device
 
@@ -146,7 +148,7 @@ def test_a_listening_descriptor(tmp_path: Path) -> None:
 
 
 def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
-    with program(path) as device, Frontend(device.connect()) as guest:
+    with program(path, patient=True) as device, Frontend(device.connect()) as guest:
         guest.negotiate()
         guest.request(Request.GET_FEATURES)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}

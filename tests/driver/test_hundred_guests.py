@@ -116,7 +116,8 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     options = [f"--socket-path={path}" for path in paths[1:]]
     with contextlib.ExitStack() as stack:
         with limited(DESCRIPTORS):
-            keeper = stack.enter_context(program(paths[0], *options, "--log-level=error", "--on-term=now"))
+            words = (*options, "--log-level=error", "--on-term=now")
+            keeper = stack.enter_context(program(paths[0], *words, patient=True))
         stack.enter_context(limited(25 * GUESTS))
         guests = stack.enter_context(contextlib.ExitStack())
         crowd = Crowd(keeper, paths)

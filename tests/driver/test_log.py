@@ -25,7 +25,7 @@ RESETS = 60
 
 def test_a_guest_that_resets_its_device_and_breaks_a_ring_again_and_again(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with program(tmp_path / "balloon.sock", "--once") as device:
+    with program(tmp_path / "balloon.sock", "--once", patient=True) as device:
         with Frontend(device.connect()) as guest:
             guest.start()
             for _ in range(RESETS):
