@@ -247,7 +247,8 @@ def test_program_that_does_not_start() -> None:
     run(main)
 
 
-def test_silent_program_is_given_up(tmp_path: Path) -> None:
+def test_silent_program_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm_module, "TERMINATE_SECONDS", WAIT_SECONDS)
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(0o755)
