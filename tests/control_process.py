@@ -24,7 +24,7 @@ from hostdev.errors import CommandError
 from hostdev.listening import ListeningPath
 from hostdev.wire.balloon import STATISTIC_NAMES
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
-from tests.device_program import Program, children, descriptors, program, wait_for
+from tests.device_program import PATIENT, Program, children, descriptors, program, wait_for
 
 # An answer of the right type for each command that a worker gets.
 ANSWERS: dict[str, Any] = {
@@ -298,21 +298,6 @@ class Controlled:
     def others(self) -> list[int]:
         """The keeper's children but for the control process that was there first."""
         return [pid for pid in children(self.device.pid) if pid != self.control_pid]
-
-
-# Of a device none of whose processes is to hang: on a loaded machine it may not be one's turn for seconds.
-PATIENT = dict.fromkeys(
-    (
-        "hostdev.post.ANSWER_SECONDS",
-        "hostdev.post.END_SECONDS",
-        "hostdev.control_link.END_DEADLINE",
-        "hostdev.control_link.SILENCE_SECONDS",
-        "hostdev.handover.START_SECONDS",
-        "hostdev.handover.SERVE_SECONDS",
-        "hostdev.takeover.READY_SECONDS",
-    ),
-    DEADLINE,
-)
 
 
 @contextlib.contextmanager

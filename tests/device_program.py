@@ -75,6 +75,20 @@ class Program:
         return self.process.returncode, said
 
 
+# Of a device none of whose processes is to hang: on a loaded machine it may not be one's turn for seconds.
+PATIENT = dict.fromkeys(
+    (
+        "hostdev.post.ANSWER_SECONDS",
+        "hostdev.post.END_SECONDS",
+        "hostdev.control_link.END_DEADLINE",
+        "hostdev.control_link.SILENCE_SECONDS",
+        "hostdev.handover.START_SECONDS",
+        "hostdev.handover.SERVE_SECONDS",
+        "hostdev.takeover.READY_SECONDS",
+    ),
+    DEADLINE,
+)
+
 # The command with other constants, which are the first argument.
 _CHANGED = """
 import importlib, json, sys

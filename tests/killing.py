@@ -25,9 +25,14 @@ def is_alive(pid: int) -> bool:
 
 
 def is_idle(pid: int) -> bool:
-    """True for a worker that waits for something to do; a kernel that does not tell what for says 0."""
+    """True for a worker that waits for something to do."""
+    return is_worker(pid) and waits(pid)
+
+
+def waits(pid: int) -> bool:
+    """True for one that waits in poll() or the like; a kernel that does not tell what for says 0."""
     waits_in = _read(f"/proc/{pid}/wchan")
-    return is_worker(pid) and ("poll" in waits_in or waits_in == "0") and _state(pid) == "S"
+    return ("poll" in waits_in or waits_in == "0") and _state(pid) == "S"
 
 
 def _state(pid: int) -> str:

@@ -31,7 +31,7 @@ from qmp_glue.vm import VirtualMachine
 from tests.device_on_path import Device, device_on_path
 
 MIB = 1 << 20
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 PORT = ("-device", "pcie-root-port,id=port0,chassis=1")
 # Ports plug for themselves, and one that no guest has powered lets its device go at once (hw/pci/pcie.c).
 NATIVE = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
@@ -61,7 +61,7 @@ def qemu(unmet: Callable[[str], None]) -> Qemu:
 
 
 def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 100))
 
 
 @pytest.fixture
@@ -230,9 +230,12 @@ def test_what_forbids_it_is_found_before_anything_is_changed(
 def test_a_migration_under_way_forbids_it(qemu: Qemu, device: Device) -> None:
     async def main() -> None:
         async with VirtualMachine(qemu, machine(*PORT, paused=False)) as vm:
-            await vm.execute("migrate-set-parameters", {"max-bandwidth": 1})
+            # So that it does not come to its end: 64 MiB are soon sent, and no limit on the bandwidth is kept to.
+            held = [{"capability": "pause-before-switchover", "state": True}]
+            await vm.execute("migrate-set-capabilities", {"capabilities": held})
             await vm.execute("migrate", {"uri": "exec:cat >/dev/null"})
-            with pytest.raises(RefusedError, match=r"a migration is in state (setup|active).*\[migration\]"):
+            states = "setup|active|pre-switchover"
+            with pytest.raises(RefusedError, match=rf"a migration is in state ({states});.*\[migration\]"):
                 await attach(vm.monitor, device.path)
             await vm.execute("migrate_cancel")
 

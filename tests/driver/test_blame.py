@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
+from hostdev import post
 from hostdev.balloon import MAX_DEATHS
-from hostdev.driver import Buffer
+from hostdev.driver import DEADLINE, Buffer
 from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.wire.balloon import Role
 from tests.device_program import works
 from tests.in_process import PAGE
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker dies but those that are killed here."""
+    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
 
 
 def kill(device: DeviceProcess, frontend: Frontend) -> None:

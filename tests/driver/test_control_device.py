@@ -36,8 +36,8 @@ from qmp_glue.errors import QmpGlueError
 from qmp_glue.find import find_qemu
 from qmp_glue.vm import VirtualMachine
 from tests.conftest import HUGE_PAGES
-from tests.control_process import PATIENT, QmpSocket
-from tests.device_program import Program, children, descriptors, program, wait_for
+from tests.control_process import QmpSocket
+from tests.device_program import PATIENT, Program, children, descriptors, program, wait_for
 from tests.in_process import MIB, PAGE
 from tests.schema_check import Schema
 

@@ -6,18 +6,21 @@ The faults are put into the device before it is forked: a release that kills or 
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
 import select
 import signal
+import socket
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hostdev import births, post, succession, worker
+from hostdev import births, keeper, post, succession, worker, worker_link
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer
@@ -33,6 +36,7 @@ from hostdev.wire.vhost_user import Request
 from tests.control_process import controlled
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
+from tests.killing import is_idle
 from tests.upgradable import Edit, upgradable
 
 DEADLY = 16 * MIB
@@ -46,6 +50,27 @@ def hang(*_arguments: object) -> None:
     """As a process does that waits for what never comes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     select.poll().poll()
+
+
+class Clock:
+    """The keeper's, in memory that it shares with the test, which can set it forward."""
+
+    def __init__(self) -> None:
+        self._ahead = memoryview(mmap.mmap(-1, 8)).cast("Q")
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead[0]
+
+    def skip(self, seconds: int) -> None:
+        self._ahead[0] += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (keeper, post, worker_link):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +139,14 @@ def test_several_chains_that_kill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_chain_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has sent a message, so nobody waits for an answer: the worker itself has its time."""
-    monkeypatch.setattr(worker, "TURN_SECONDS", 0.2)
-    deadly_release(monkeypatch, hang)
+    """Nobody has sent a message, so nobody waits for an answer: the worker itself has its time, of which little is left."""
+
+    def hang_late(*_arguments: object) -> None:
+        left, _interval = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, min(left, 0.01))
+        hang()
+
+    deadly_release(monkeypatch, hang_late)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         assert offer(front, DEADLY) == 0
@@ -174,6 +204,7 @@ def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch, has_messa
 
 
 def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
@@ -184,24 +215,29 @@ def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.Monk
         assert device.workers() == [worker]
 
 
-def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """As Ctrl-Z does: when it goes on, nobody is late, however long it took."""
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
-        # The keeper first: it would hold a worker that is stopped for long for one that hangs.
-        for pid in (device.pid, worker):
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: _state(device.pid) == "T" == _state(worker), "the stop")
+        os.kill(worker, signal.SIGSTOP)
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
-        end = time.monotonic() + 0.4
-        wait_for(lambda: time.monotonic() > end, "twice the time that a worker has")
-        for pid in (worker, device.pid):
-            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: _unread(front.connection) == 0, "the message to be passed on")
+        os.kill(device.pid, signal.SIGSTOP)
+        wait_for(lambda: _state(device.pid) == "T" == _state(worker), "the stop")
+        clock.skip(3600)
+        os.kill(device.pid, signal.SIGCONT)
+        wait_for(lambda: _state(device.pid) == "S", "the keeper's look at who is late")
+        os.kill(worker, signal.SIGCONT)
         assert front.receive()[0].request == Request.GET_FEATURES
         works(front)
         assert device.workers() == [worker]
+
+
+def _unread(sock: socket.socket) -> int:
+    """What is sent and was not received, in the kernel's reckoning."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
 
 
 def _state(pid: int) -> str:
@@ -225,9 +261,9 @@ def test_workers_that_die_before_they_serve(monkeypatch: pytest.MonkeyPatch, tmp
         return start(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker, "start", stillborn)
+    begun = time.monotonic()
     with start_device() as device, Frontend(device.connect()) as front:
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
-        begun = time.monotonic()
         wait_for(lambda: born.exists() and born.stat().st_size >= 12, "twelve deaths")
         # 5 at once, then 5 in each 0.2 s.
         assert time.monotonic() - begun > 0.3
@@ -255,6 +291,7 @@ def test_told_to_end_it_waits_for_the_front_end(path: Path) -> None:
             front.start()
             device.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not path.exists(), "the socket's removal")
+            front.read_config()  # the worker may be about to look at its rings, and hears of it before this
             for _ in range(2):
                 assert offer(front, 8 * MIB) == 0
                 assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
@@ -272,6 +309,7 @@ def test_its_sockets_go_when_nothing_is_released_any_more(tmp_path: Path) -> Non
     with upgradable(tmp_path, edits=(stops,)) as device:
         with Frontend(device.connect()) as front:
             front.start()
+            wait_for(lambda: is_idle(device.worker()), "nothing more to do")
             device.process.send_signal(signal.SIGTERM)
             wait_for(lambda: _state(device.pid) == "T", "the socket's removal")
             assert offer(front, 8 * MIB) == 0
@@ -353,9 +391,10 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
     return shortage
 
 
-def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Shortage) -> None:
+def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Shortage, clock: Clock) -> None:
     """Successors that cannot take over write nothing: when it has passed, all is as it was."""
-    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 0.2)
+    # Not tried again before it has passed: five that die in a row make the next one inert.
+    monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 3600.0)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         front.write_config(Config(0, 5, 0, 0))
@@ -366,6 +405,8 @@ def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Short
         front.memory.write(8 * MIB, b"\xaa" * PAGE)
         head = ring.offer([Buffer(8 * MIB, PAGE, writable=True)])
         shortage.end()
+        clock.skip(3601)
+        front.read_config()  # and the keeper looks at its clock
         assert ring.wait_used(head) == 0
         assert front.memory.read(8 * MIB, PAGE) == bytes(PAGE)
         assert front.read_config().actual == 5

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev.driver import Buffer, GuestMemory
+from hostdev.driver import DEADLINE, Buffer, GuestMemory
 from hostdev.fds import Fd
 from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.options import Options
@@ -164,7 +164,7 @@ def test_a_broken_ring_tells_the_front_end(guest: Frontend) -> None:
         ring.notify()
         poll = select.poll()
         poll.register(error.fileno(), select.POLLIN)
-        assert poll.poll(10_000)
+        assert poll.poll(DEADLINE * 1000)
     inflate = guest.rings[Role.INFLATE]
     assert inflate.wait_used(inflate.offer([Buffer(LIST, 4)])) == 0
     assert guest.stop()[Role.REPORTING] == 0

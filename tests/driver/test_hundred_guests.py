@@ -20,9 +20,9 @@ from balloonlab.process import proportional_bytes
 from hostdev.driver import Buffer, GuestMemory
 from hostdev.frontend import Frontend
 from hostdev.wire.balloon import Role
-from tests.device_program import Program, children, descriptors, program, wait_for, works
+from tests.device_program import PATIENT, Program, children, descriptors, program, wait_for, works
 from tests.in_process import MIB, PAGE
-from tests.killing import is_alive, is_idle
+from tests.killing import is_alive, is_idle, waits
 
 Record = Callable[[str, object], None]
 
@@ -61,7 +61,9 @@ class Crowd:
 
     def is_idle(self) -> bool:
         workers = children(self.keeper.pid)
-        return len(workers) == len(self.guests) and all(is_idle(pid) for pid in workers)
+        if len(workers) != len(self.guests) or not all(is_idle(pid) for pid in workers):
+            return False
+        return waits(self.keeper.pid)  # last: no worker has anything for it any more
 
     def workers(self) -> dict[int, int]:
         """The process that has a guest's memory mapped, by the memory's inode."""
@@ -114,15 +116,18 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     options = [f"--socket-path={path}" for path in paths[1:]]
     with contextlib.ExitStack() as stack:
         with limited(DESCRIPTORS):
-            keeper = stack.enter_context(program(paths[0], *options, "--log-level=error", "--on-term=now"))
+            words = (*options, "--log-level=error", "--on-term=now")
+            keeper = stack.enter_context(program(paths[0], *words, constants=PATIENT))
         stack.enter_context(limited(25 * GUESTS))
         guests = stack.enter_context(contextlib.ExitStack())
         crowd = Crowd(keeper, paths)
         crowd.grow(FEW, guests)
         crowd.grow(GUESTS, guests)
         yield crowd
-        guests.close()
-        wait_for(lambda: children(keeper.pid) == [], "the end of the workers")
+        # One after the other: all at once they take longer on few CPUs than a worker has to end.
+        for number, guest in enumerate(crowd.guests, 1):
+            guest.close()
+            wait_for(lambda left=GUESTS - number: len(children(keeper.pid)) == left, "a worker's end")  # type: ignore[misc]
         status, _said = keeper.end()
         assert status == 0
 

@@ -23,6 +23,7 @@ from qmp_glue.monitor import open_monitor
 from qmp_glue.paste import MACHINES, QEMU_NAMESPACE, MachineType, libvirt_domain, libvirt_fragments
 from qmp_glue.running_setup import entries
 from tests.device_on_path import device_on_path
+from tests.device_program import listens
 
 MIB = 1 << 20
 WAIT_SECONDS = 30.0
@@ -43,7 +44,7 @@ def qemu(unmet: Callable[[str], None]) -> Qemu:
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + WAIT_SECONDS
-    while not path.exists():
+    while not listens(path):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -84,7 +85,7 @@ def test_qemu_starts_with_the_words(qemu: Qemu, tmp_path: Path, machine: Machine
     )
 
     async def look() -> None:
-        async with open_monitor(qmp) as monitor:
+        async with open_monitor(qmp, seconds=WAIT_SECONDS) as monitor:
             answer = entries(await monitor.execute("x-query-virtio"))
             assert [entry["name"] for entry in answer] == ["virtio-balloon"]
             assert await inspect_running(monitor) == []

@@ -41,7 +41,7 @@ from qmp_glue.vm import VirtualMachine
 
 MIB = 1 << 20
 PAUSED = Machine(64 * MIB, paused=True)
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def qemu() -> Qemu:
 
 
 def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 100))
 
 
 def descriptors() -> int:
@@ -247,7 +247,8 @@ def test_program_that_does_not_start() -> None:
     run(main)
 
 
-def test_silent_program_is_given_up(tmp_path: Path) -> None:
+def test_silent_program_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm_module, "TERMINATE_SECONDS", WAIT_SECONDS)
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(0o755)
