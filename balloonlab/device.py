@@ -28,8 +28,8 @@ from qmp_glue.monitor import DEVICE_SERVES, Monitor, open_monitor
 
 # Seconds from QEMU's end to the device's: it finishes a slice and unmaps.
 END_SECONDS = 5.0
-# Seconds from the start of the device to its control socket: 0.15 s when idle.
-START_SECONDS = 10.0
+# Seconds from the start of the device to its control socket, and to a greeting there: 0.15 s when idle.
+START_SECONDS = 30.0
 CONTROL_POLL_SECONDS = 0.01
 
 # What Python is to run: the device that is installed. Tests run others, which do something wrong.
@@ -177,7 +177,7 @@ class DeviceProcess:
         async with contextlib.AsyncExitStack() as stack:
             while True:
                 try:
-                    opening = open_monitor(self.control_path, fix=DEVICE_SERVES)
+                    opening = open_monitor(self.control_path, seconds=START_SECONDS, fix=DEVICE_SERVES)
                     monitor = await stack.enter_async_context(opening)
                     break
                 except MonitorClosedError:
