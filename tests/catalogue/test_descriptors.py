@@ -249,8 +249,10 @@ def test_case_09_sessions_without_end_on_one_connection(
     device: DeviceProcess, fresh: Frontend, rounds: int
 ) -> None:
     """SET_OWNER begins one, and memory and rings go: as when QEMU's device is unplugged and another is made."""
+    fresh.start()
     pids = (device.pid, *device.workers())
-    for turn in range(SETTLING + rounds):
+    assert len(pids) == 2
+    for turn in range(1, SETTLING + rounds):
         fresh.start()
         if turn == SETTLING:
             before = Holdings(*pids)
