@@ -26,7 +26,7 @@ __all__ = ["PciRing", "Status", "VirtioPciDevice"]
 
 VENDOR_VIRTIO = 0x1AF4
 VENDOR_CAPABILITY = 9
-RESET_SECONDS = 10.0  # A reset waits for the device's base of every ring.
+RESET_SECONDS = 30.0  # A reset waits for the device's base of every ring.
 # qtest answers in 10 us, so watching a used index needs no pause; this one leaves the CPU to the device.
 POLL_SECONDS = 20e-6
 

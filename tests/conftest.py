@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
@@ -40,6 +41,12 @@ def signals_as_before() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def nothing_is_left_of_others() -> None:
+    """What other tests have left to the collector goes now, and not while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.fixture

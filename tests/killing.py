@@ -70,9 +70,13 @@ class Killer:
                 return pid
         return None
 
+    def settle(self) -> None:
+        """Wait for a worker that has taken over."""
+        wait_for(lambda: any(is_idle(pid) for pid in self.workers()), "a worker that has taken over")
+
     def kill_settled(self, number: signal.Signals = signal.SIGKILL) -> int:
         """Kill the worker once it has taken over, and so no more than the keeper allows. Returns its process id."""
-        wait_for(lambda: any(is_idle(pid) for pid in self.workers()), "a worker that has taken over")
+        self.settle()
         pid = self.kill(number)
         assert pid is not None
         return pid

@@ -6,6 +6,8 @@ import pytest
 
 from tests.fuzz import campaign, targets
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_of_others")
+
 
 @pytest.mark.parametrize("name", targets.NAMES)
 def test_replay(name: str) -> None:

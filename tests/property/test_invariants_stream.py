@@ -8,7 +8,6 @@ I6. With the same bytes cut at any boundaries, read at once or late, the outcome
 
 from __future__ import annotations
 
-import gc
 import os
 from itertools import pairwise
 from random import Random
@@ -22,6 +21,8 @@ from hostdev.wire import vhost_user as wire
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, MAX_PAYLOAD, Request
 from tests.framed import Framed
 from tests.in_process import MIB, PAGE
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_of_others")
 
 CHANCE = st.randoms(use_true_random=True)
 # A message, and the kinds of descriptors that come with its first byte.
@@ -106,12 +107,6 @@ def descriptors(chance: Random, request: int) -> list[str]:
 
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_of_others() -> None:
-    """What other tests have left to the collector goes now, and not while descriptors are counted."""
-    gc.collect()
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -10,7 +10,6 @@ At any moment a successor goes on by the record, and nothing of this can tell th
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass, field
 
@@ -27,6 +26,8 @@ from hostdev.wire.vhost_user import F_PROTOCOL_FEATURES, ProtocolFeature, Reques
 from tests.in_process import MIB, PAGE
 from tests.steps import count_step
 from tests.succeeding import Succeeding
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_of_others")
 
 OFFERED = int(DEFAULT_FEATURES) | F_PROTOCOL_FEATURES
 PROTOCOL = (
@@ -434,12 +435,6 @@ def _named(index: int, how: str) -> wire.U64:
 
 def _open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_of_others() -> None:
-    """What other tests have left to the collector goes now, and not while descriptors are counted."""
-    gc.collect()
 
 
 Conversation.TestCase.settings = settings(stateful_step_count=50)

@@ -60,7 +60,7 @@ RANGES = st.tuples(st.integers(0, PAGES * PAGE), st.integers(0, 4 * PAGE))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def flat_descriptors() -> Iterator[None]:
+def flat_descriptors(nothing_is_left_of_others: None) -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     yield
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -177,6 +177,7 @@ def trace() -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{fd.fileno()}")
 
 
+@pytest.mark.timeout(600)  # 25 s, and 83 beside much other work
 @pytest.mark.usefixtures("quiet")
 def test_twenty_thousand_chains(trace: Path) -> None:
     oracle = run(20_000, trace)

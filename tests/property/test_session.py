@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -23,6 +24,8 @@ from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
 from tests.in_process import MIB, PAGE, InProcess
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_of_others")
 
 REPLIES = {request for request, shape in wire.MESSAGES.items() if shape.has_reply}
 FREE = 0x800000

@@ -41,7 +41,7 @@ LIST = 0x300000
 FREE = 8 * MIB
 PATTERN = 0xAA
 # Far above what anything here takes (a few milliseconds), for loaded machines.
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 # QEMU's monitor/monitor.c: an event of the same kind is held back so long.
 EVENT_SECONDS = 1.0
 
@@ -260,8 +260,14 @@ class Bench:
                 self._ram.close()
             self._runner.run(self._stack.aclose())
             if hasattr(self, "vm"):
+                # With more patience than close() has, which then kills: how they end is looked at.
+                with contextlib.suppress(VmError):
+                    self._runner.run(self.vm.quit(seconds=WAIT_SECONDS))
                 self._runner.run(self.vm.close())
                 self.qtest.close()
+                if (device := self._process) is not None:
+                    with contextlib.suppress(VmError):
+                        self.wait_until(lambda: device.returncode is not None, "the device's end")
         finally:
             if self._process is not None:
                 self._runner.run(self._process.close())
