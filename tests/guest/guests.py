@@ -136,12 +136,16 @@ def await_named(guest: Booted, kind: Kind, start: int, wanted: int) -> None:
         time.sleep(0.2)
 
 
-def assert_reports(guest: Booted, size: int = 64 * MIB) -> None:
-    """Have the guest fill and free memory, and wait until most of it was given back. Needs a trace."""
+def assert_reports(guest: Booted, size: int = 256 * MIB) -> None:
+    """Have the guest fill and free memory, and wait until so much as half of it was given back. Needs a trace.
+
+    Per-CPU lists keep the low watermark, 54 MiB in a guest of 1 GiB, Linux 6.1 for good; 6.7 and later tune them up to an
+    eighth of memory, and that drains in some tens of seconds.
+    """
     used = guest.wait(guest.rig.agent.fill("anonymous", size, seed=5))
     start = len(traced(guest))
     guest.wait(guest.rig.agent.free(used.handle))
-    await_named(guest, Kind.RELEASE, start, size * 3 // 4)
+    await_named(guest, Kind.RELEASE, start, size // 2)
 
 
 # --- hands on the driver ---

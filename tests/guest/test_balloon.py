@@ -26,6 +26,7 @@ from qmp_glue.board import Board
 from qmp_glue.hotplug import plug_balloon, unplug_balloon
 from tests.guest.balloon import (
     NOISE,
+    REACH_SECONDS,
     Record,
     cell,
     command,
@@ -280,14 +281,15 @@ def ctl(guest: Booted, *words: str) -> subprocess.CompletedProcess[str]:
         str(guest.rig.device.control_path),
         *words,
     ]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=2 * REACH_SECONDS)
 
 
 def test_ctl(guest: Booted) -> None:
-    done = ctl(guest, "set", "50%", "--wait")
+    in_time = ("--wait", "--timeout", f"{REACH_SECONDS:g}s")
+    done = ctl(guest, "set", "50%", *in_time)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("the guest has 512 MiB after ")
-    exact = json.loads(ctl(guest, "set", "640M", "--wait", "--json").stdout)
+    exact = json.loads(ctl(guest, "set", "640M", *in_time, "--json").stdout)
     assert (exact["target"], exact["actual"], exact["memory"]) == (640 * MIB, 640 * MIB, MEMORY)
     assert "target 640 MiB, actual 640 MiB" in ctl(guest, "status").stdout
     assert json.loads(ctl(guest, "status", "--json").stdout)["target"] == 640 * MIB
@@ -301,7 +303,7 @@ def test_ctl(guest: Booted) -> None:
     assert ctl(guest, "inhibit").stdout == "inhibited: everything is answered, nothing is released\n"
     assert "until it is allowed again" in ctl(guest, "status").stdout
     assert ctl(guest, "allow").returncode == 0
-    assert ctl(guest, "set", "100%", "--wait").returncode == 0
+    assert ctl(guest, "set", "100%", *in_time).returncode == 0
 
 
 def test_ctl_says_what_is_wrong(guest: Booted) -> None:

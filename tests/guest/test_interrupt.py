@@ -81,7 +81,7 @@ def hidden_in_cache() -> set[Path]:
     """Scratch folders and half-written files: all have names that begin with a dot."""
     found: set[Path] = set()
     for folder in (cache_root(), *cache_root().iterdir()):
-        with contextlib.suppress(NotADirectoryError):
+        with contextlib.suppress(NotADirectoryError, FileNotFoundError):  # a file, or gone meanwhile
             found |= {path for path in folder.iterdir() if path.name.startswith(".")}
     return found
 

@@ -11,6 +11,7 @@ import pytest
 from balloonlab.demo_run import Measurement, Plan
 from balloonlab.results import Result
 from hostdev.wire.balloon import Feature
+from tests.guest.balloon import paused
 from tests.guest.guests import (
     MEMORY,
     MIB,
@@ -28,6 +29,8 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 FILL = 600 * MIB
 # The promise: within RETURN_SECONDS of the free at least 95 % of what MemFree regained is off the footprint.
 RETURN_SHARE = 0.95
+# Of what is freed while nobody waits for the rest: a guest of 1 GiB keeps up to 54 MiB in per-CPU lists, its low watermark.
+REPORTED_SHARE = 0.75
 
 Record = Callable[[str, object], None]
 
@@ -39,9 +42,17 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def result(guest: Booted) -> Result:
+def measurement(guest: Booted) -> Measurement:
     measurement = Measurement(guest.rig.setup, Plan(FILL), guest.folder)
-    return guest.wait(measurement.on(guest.rig))
+    guest.wait(measurement.on(guest.rig))
+    return measurement
+
+
+@pytest.fixture(scope="module")
+def result(measurement: Measurement) -> Result:
+    result = measurement.measured.result
+    assert result is not None
+    return result
 
 
 def record_result(record_property: Record, result: Result) -> None:
@@ -77,11 +88,15 @@ def test_the_device_released_what_came_back(result: Result) -> None:
     assert device.withheld_bytes == 0
 
 
-def test_the_result_agrees_with_stat_by_hand(guest: Booted, result: Result) -> None:
-    by_hand = guest.rig.vm.ram_file.stat().st_blocks * 512
-    assert guest.rig.vm.ram_file.stat().st_size == MEMORY
-    # Between the measurement and this line the guest goes on living: a few pages.
-    assert abs(by_hand - result.residual_bytes) <= 2 * MIB
+def test_the_result_agrees_with_stat_by_hand(guest: Booted, measurement: Measurement, result: Result) -> None:
+    """A figure is that of a sample; and a sample, here one of a pause, for the guest goes on living, is what stat says."""
+    returned = [sample for sample in measurement.measured.samples if sample.phase == "return"]
+    assert result.residual_bytes in {
+        sample.footprint_bytes for sample in returned if sample.guest_memfree_bytes is not None
+    }
+    with paused(guest):
+        by_hand, footprint = guest.rig.vm.ram_file.stat(), guest.rig.vm.footprint()
+    assert (by_hand.st_size, by_hand.st_blocks * 512) == (MEMORY, footprint)
 
 
 def test_live_memory_beside_reports_keeps_its_contents(guest: Booted, record_property: Record) -> None:
@@ -95,7 +110,7 @@ def test_live_memory_beside_reports_keeps_its_contents(guest: Booted, record_pro
         checked = guest.wait(agent.checksum(used.handle))
         assert (checked.bytes, checked.mismatched_pages) == (400 * MIB, 0)
         guest.wait(agent.free(used.handle))
-        guest.wait(released_since(guest, before, 350 * MIB))
+        guest.wait(released_since(guest, before, int(REPORTED_SHARE * 400 * MIB)))
         released.append(device.counters().released_bytes - before)
         checked = guest.wait(agent.checksum(live.handle))
         assert (checked.bytes, checked.mismatched_pages) == (200 * MIB, 0)
@@ -115,7 +130,7 @@ def test_stop_and_cont_lose_nothing(guest: Booted) -> None:
     guest.wait(rig.agent.free(held.handle))
     guest.wait(rig.vm.stop())
     guest.wait(rig.vm.cont())
-    guest.wait(released_since(guest, before, 250 * MIB))
+    guest.wait(released_since(guest, before, int(REPORTED_SHARE * 300 * MIB)))
     assert guest.wait(rig.agent.meminfo())["MemFree"] > 300 * MIB
 
 
