@@ -173,7 +173,7 @@ class AgentClient:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the other end of the connection is closed: QEMU's, for a guest cannot close it."""
+        """Whether the connection is closed, by us or at its other end: QEMU's, for a guest cannot close it."""
         return isinstance(self._end, AgentGoneError)
 
     async def close(self) -> None:

@@ -166,17 +166,17 @@ class VirtualMachine:
         try:
             return await self.monitor.execute(command, arguments, seconds=seconds)
         except MonitorClosedError as error:
-            exited = await self._explained(error)
+            exited = await self._explained(error, min(EOF_SECONDS, seconds))
             if exited is not None:
                 raise exited from error
             raise
 
-    async def _explained(self, error: BaseException) -> QemuExitedError | None:
+    async def _explained(self, error: BaseException, seconds: float = EOF_SECONDS) -> QemuExitedError | None:
         """Return the end of QEMU if that is what closed the monitor: its status comes a moment after the end of file."""
         if not isinstance(error, MonitorClosedError) or self._process is None:
             return None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EOF_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._exited.wait()
         status = self.returncode
         return QemuExitedError(status, self.last_lines()) if status is not None else None

@@ -27,6 +27,8 @@ MEMORY = 1 << 30
 MIB = 1 << 20
 # A guest that has something to report does so within 2 s and a pass; machines that test this share their cores.
 RETURN_SECONDS = 45.0
+# Seconds for what per-CPU lists drain only slowly, on machines that share their cores.
+DRAINED_SECONDS = 120.0
 # Binding a driver resets the device, which stops and starts every ring over the socket: some milliseconds.
 DRIVER_SECONDS = 20.0
 
@@ -116,10 +118,10 @@ def booted(setup: Setup, folder: Path) -> Iterator[Booted]:
 
 async def released_since(guest: Booted, before: int, wanted: int) -> None:
     """Poll until the device has released wanted bytes more than before. Raises TimeoutError."""
-    end = time.monotonic() + RETURN_SECONDS
+    end = time.monotonic() + DRAINED_SECONDS
     while (released := guest.rig.device.counters().released_bytes - before) < wanted:
         if time.monotonic() > end:
-            raise TimeoutError(f"{released} of {wanted} bytes released within {RETURN_SECONDS} s")
+            raise TimeoutError(f"{released} of {wanted} bytes released within {DRAINED_SECONDS} s")
         await asyncio.sleep(0.2)
 
 
@@ -130,9 +132,9 @@ def traced(guest: Booted, start: int = 0) -> list[Record]:
 
 def await_named(guest: Booted, kind: Kind, start: int, wanted: int) -> None:
     """Poll until wanted bytes were given back (RELEASE) or kept (WITHHOLD) since record number start of the trace."""
-    end = time.monotonic() + RETURN_SECONDS
+    end = time.monotonic() + DRAINED_SECONDS
     while (size := sum(one.value.length for one in traced(guest, start) if one.kind is kind)) < wanted:
-        assert time.monotonic() < end, f"{kind.name}: {size} of {wanted} bytes within {RETURN_SECONDS} s"
+        assert time.monotonic() < end, f"{kind.name}: {size} of {wanted} bytes within {DRAINED_SECONDS} s"
         time.sleep(0.2)
 
 

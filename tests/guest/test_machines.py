@@ -19,7 +19,7 @@ from qmp_glue.board import PLAIN, Board, equal_nodes
 from qmp_glue.ram import Section
 from tests.guest import ram_pages
 from tests.guest.balloon import reach
-from tests.guest.guests import MIB, RETURN_SECONDS, Booted, assert_all_well, booted, setup_for, traced
+from tests.guest.guests import DRAINED_SECONDS, MIB, Booted, assert_all_well, booted, setup_for, traced
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 
@@ -159,9 +159,9 @@ def fill_and_free(guest: Booted, case: Case) -> tuple[ram_pages.Picture, ram_pag
 
 def await_pages(guest: Booted, start: int, pages: set[int], wanted: int) -> None:
     """Poll until wanted bytes of these pages were given back since record number start of the trace."""
-    end = time.monotonic() + RETURN_SECONDS
+    end = time.monotonic() + DRAINED_SECONDS
     while (size := len(named_since(guest, start) & pages) * ram_pages.PAGE) < wanted:
-        assert time.monotonic() < end, f"{size} of {wanted} bytes within {RETURN_SECONDS} s"
+        assert time.monotonic() < end, f"{size} of {wanted} bytes within {DRAINED_SECONDS} s"
         time.sleep(0.2)
 
 

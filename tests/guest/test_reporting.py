@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 FILL = 600 * MIB
 # The promise: within RETURN_SECONDS of the free at least 95 % of what MemFree regained is off the footprint.
 RETURN_SHARE = 0.95
-# Of what is freed while nobody waits for the rest: a guest of 1 GiB keeps up to 54 MiB in per-CPU lists, its low watermark.
+# Of what is freed while nobody waits for the rest: per-CPU lists keep what assert_reports() says, most of it for a time only.
 REPORTED_SHARE = 0.75
 
 Record = Callable[[str, object], None]

@@ -68,20 +68,20 @@ class Survival:
 
     async def go_through(self, ordeal: Ordeal, measurement: Measurement) -> Result:
         """Churn, then fill, free and measure, all of it while workers die."""
-        async with self.killing(ordeal.pause):
+        async with self.killing(ordeal.pause) as tasks:
             await self.churn(ordeal)
             result = await measurement.on(self._guest.rig)
             # Some die before they have written anything down, so that more are killed than the trace has.
-            while self.kills < 3 * ordeal.kills // 2:
+            while self.kills < 3 * ordeal.kills // 2 and not any(task.done() for task in tasks):
                 await asyncio.sleep(LOOK_SECONDS)
             return result
 
     @contextlib.asynccontextmanager
-    async def killing(self, pause: float) -> AsyncIterator[None]:
-        """Workers die and counters are watched for as long as this lasts."""
+    async def killing(self, pause: float) -> AsyncIterator[list[asyncio.Task[None]]]:
+        """Workers die and counters are watched for as long as this lasts, or one of the two tasks fails."""
         tasks = [asyncio.create_task(work) for work in (self.killer.go_on(pause), self._watch_counters())]
         try:
-            yield
+            yield tasks
         finally:
             for task in tasks:
                 task.cancel()

@@ -23,7 +23,7 @@ from guest_images.errors import GuestError
 from guest_images.kernel import CLOUD, GENERIC
 from qmp_glue.board import PLAIN, Board, equal_nodes
 from qmp_glue.errors import QmpGlueError
-from tests.guest.guests import MIB, RETURN_SECONDS, setup_for
+from tests.guest.guests import DRAINED_SECONDS, MIB, setup_for
 from tests.guest.prepare import ALL_SUITES
 from tests.seeded import one_page_too_many
 
@@ -58,10 +58,10 @@ async def free_and_await(rig: Rig, handle: int, size: int) -> None:
     """Free a fill and poll until so much was released: more than the bytes, for other pages may be among them."""
     before = sum(one.span.length for one in verify_holes.read_releases(rig.device.trace_file))
     await rig.agent.free(handle)
-    end = time.monotonic() + RETURN_SECONDS
+    end = time.monotonic() + DRAINED_SECONDS
     released = 0
     while released < size:
-        assert time.monotonic() < end, f"{released} of {size} bytes within {RETURN_SECONDS} s"
+        assert time.monotonic() < end, f"{released} of {size} bytes within {DRAINED_SECONDS} s"
         await asyncio.sleep(0.2)
         released = sum(one.span.length for one in verify_holes.read_releases(rig.device.trace_file)) - before
 

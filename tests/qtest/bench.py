@@ -265,9 +265,6 @@ class Bench:
                     self._runner.run(self.vm.quit(seconds=WAIT_SECONDS))
                 self._runner.run(self.vm.close())
                 self.qtest.close()
-                if (device := self._process) is not None:
-                    with contextlib.suppress(VmError):
-                        self.wait_until(lambda: device.returncode is not None, "the device's end")
         finally:
             if self._process is not None:
                 self._runner.run(self._process.close())

@@ -97,16 +97,18 @@ def test_fill_checksum_free() -> None:
 
 def test_samples_are_answered_while_a_command_runs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "end")
+    end = os.open(tmp_path / "end", os.O_RDWR)
 
     async def work(client: AgentClient) -> None:
         slow = asyncio.create_task(client.run(f"read line < {tmp_path / 'end'}"))
         for _ in range(3):
             assert (await client.meminfo())["MemTotal"] > MIB
             assert not slow.done()
-        await asyncio.to_thread((tmp_path / "end").write_text, "\n")
+        os.write(end, b"\n")
         assert (await slow).status == 0
 
     with_client(work)
+    os.close(end)
 
 
 def test_a_command_that_does_not_end_is_killed_at_its_deadline() -> None:

@@ -6,12 +6,14 @@ import fcntl
 import logging
 import os
 import pty
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from hostdev.driver import DEADLINE
 from hostdev.log_output import PIECE, Output
 
 Ends = tuple[int, int]
@@ -70,6 +72,7 @@ def test_nobody_is_waited_for(ends: Ends) -> None:
     os.set_blocking(reading, True)
     said = ""
     while not said.endswith("read again\n"):  # a terminal's lines may come in pieces
+        assert select.select([reading], [], [], DEADLINE)[0], said
         said += os.read(reading, 1 << 20).decode().replace("\r", "")
     assert said == "2 lines of the log are missing here: nobody read them\nread again\n"
     # Whoever else has it finds it as it was.
