@@ -1,4 +1,7 @@
-"""README.md by hand: its terminals are run as they are written, and show what it says they show."""
+"""README.md by hand: its terminals are run as they are written, and show what it says they show.
+
+But for the folder of the sockets: what stands in /tmp may be somebody's, or left over.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,18 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+WRITTEN = Path("/tmp")
 # What a person's shell has; the virtual environment is not activated.
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "VIRTUAL_ENV": ""}
 MIB = 1 << 20
 GUEST_BYTES = 1 << 30
 
 
-def block(number: int) -> str:
-    """Return the commands for one terminal."""
+def block(number: int, folder: Path = WRITTEN) -> str:
+    """Return the commands for one terminal, with their sockets in a folder."""
     pattern = rf"^<!-- terminal {number} -->\n+```sh\n(.*?)^```$"
     (found,) = re.findall(pattern, README.read_text(), re.MULTILINE | re.DOTALL)
-    return str(found)
+    return str(found).replace(f"{WRITTEN}/", f"{folder}/")
 
 
 def typed() -> str:
@@ -38,8 +42,8 @@ def typed() -> str:
     return str(found)
 
 
-def socket_path() -> Path:
-    (found,) = set(re.findall(r"--socket-path=(\S+)", block(1)))
+def socket_path(folder: Path = WRITTEN) -> Path:
+    (found,) = set(re.findall(r"--socket-path=(\S+)", block(1, folder)))
     return Path(found)
 
 
@@ -104,28 +108,27 @@ def test_doctor_gives_programs_a_command_that_runs() -> None:
 def test_the_terminals_show_memory_coming_back(tmp_path: Path, unmet: Callable[[str], None]) -> None:
     if not (ROOT / ".venv/bin/vhost-user-balloon").exists():
         unmet("the project is not installed in .venv: run scripts/demo or scripts/test once")
-    if socket_path().exists():
-        unmet(f"{socket_path()} is in use or left over: end that device, or remove the file")
+    sockets = tmp_path / "sockets"
+    sockets.mkdir()
     with (
-        started(["bash", "-c", block(1)], tmp_path, env=ENVIRONMENT, cwd=ROOT) as device,
+        started(["bash", "-c", block(1, sockets)], tmp_path, env=ENVIRONMENT, cwd=ROOT) as device,
         started(
-            ["bash", "-c", block(2)], tmp_path, env=ENVIRONMENT, cwd=ROOT, stdin=subprocess.PIPE
+            ["bash", "-c", block(2, sockets)], tmp_path, env=ENVIRONMENT, cwd=ROOT, stdin=subprocess.PIPE
         ) as terminal,
     ):
         keeper = next(process for process in family(device.pid) if process.argv)
-        walk(device, terminal)
+        walk(device, terminal, block(3, sockets))
         # The guest is gone, the device goes on to serve the next one until it is told to end.
         assert keeper.alive
-        assert socket_path().is_socket()
+        assert socket_path(sockets).is_socket()
         left = family(device.pid)
         device.send(signal.SIGTERM)
         wait_until(lambda: not any(process.alive for process in left), "the device's end")
-        assert not socket_path().exists()
-        assert not Path("/tmp/balloon").exists()
+        assert list(sockets.iterdir()) == []
 
 
-def walk(device: Program, terminal: Program) -> None:
-    """Type what README.md says and look at what the host holds: down, up, down again."""
+def walk(device: Program, terminal: Program, third: str) -> None:
+    """Type what README.md says and look at what the host holds: down, up, down again. third: what a third terminal does."""
     wait_until(lambda: "connected" in device.errors(), "a connection in the device's log")
     wait_until(lambda: re.search(r"accepted: .*\bREPORTING\b", device.errors()), "REPORTING in the log")
     terminal.wait_for("here is a shell")
@@ -141,16 +144,16 @@ def walk(device: Program, terminal: Program) -> None:
         "memory in use in the guest",
     )
     wait_until(lambda: held(qemu) < floor + 150 * MIB, "memory back on the host")
-    assert_sized(qemu)
+    assert_sized(qemu, third)
     enter(terminal, "exit")
     assert terminal.wait() == 0
     assert not qemu.alive
 
 
-def assert_sized(qemu: Process) -> None:
+def assert_sized(qemu: Process, commands: str) -> None:
     """The third terminal: the guest makes do with less, says how it is, and gets everything back."""
     ran = subprocess.run(
-        ["bash", "-ec", block(3)],
+        ["bash", "-ec", commands],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
