@@ -80,11 +80,13 @@ PATIENT = dict.fromkeys(
     (
         "hostdev.post.ANSWER_SECONDS",
         "hostdev.post.END_SECONDS",
+        "hostdev.worker.TURN_SECONDS",
         "hostdev.control_link.END_DEADLINE",
         "hostdev.control_link.SILENCE_SECONDS",
         "hostdev.handover.START_SECONDS",
         "hostdev.handover.SERVE_SECONDS",
         "hostdev.takeover.READY_SECONDS",
+        "hostdev.takeover._SEND_SECONDS",
     ),
     DEADLINE,
 )
@@ -102,8 +104,8 @@ sys.exit(cli.main())
 
 
 @contextlib.contextmanager
-def program(path: Path, *options: str, constants: Mapping[str, float] | None = None) -> Iterator[Program]:
-    """constants: what is to be otherwise than the device has it, by module and name."""
+def program(path: Path, *options: str, constants: Mapping[str, float] = PATIENT) -> Iterator[Program]:
+    """constants: what is to be otherwise than the device has it, by module and name; {} where a process is to hang."""
     start = ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
     command = [sys.executable, *start, f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import balloon, giver, post, worker
+from hostdev import balloon, giver
 from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.fds import Fd
@@ -510,6 +510,7 @@ def test_case_15_it_goes_while_rings_are_served(tmp_path: Path, what: str) -> No
 SLICE, SLICES = 2 * MIB, 16
 
 
+@pytest.mark.usefixtures("patience")  # it takes as long as this process does to look
 def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was begun is finished to the byte, nothing more is, the chain is not returned, and all of the guest is let go of."""
     begun, is_gone = (
@@ -527,9 +528,6 @@ def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatc
     for module in (balloon, giver):
         monkeypatch.setattr(module, "SLICE_BYTES", SLICE)
     monkeypatch.setattr(Discarder, "release", released)
-    # It takes as long as this process does to look.
-    monkeypatch.setattr(post, "END_SECONDS", DEADLINE)
-    monkeypatch.setattr(worker, "TURN_SECONDS", DEADLINE)
     start, size = 32 * MIB, SLICES * SLICE
     with start_device() as device, Frontend(device.connect(), memory=GuestMemory(96 * MIB)) as guest:
         guest.start()

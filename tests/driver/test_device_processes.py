@@ -26,7 +26,7 @@ from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
-from tests.device_program import PATIENT, children, descriptors, program, serves, wait_ended, works
+from tests.device_program import children, descriptors, program, serves, wait_ended, works
 from tests.in_process import MIB, PAGE
 
 GET_FEATURES = wire.message(Request.GET_FEATURES, 0, b"")
@@ -148,7 +148,7 @@ def test_a_listening_descriptor(tmp_path: Path) -> None:
 
 
 def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
-    with program(path, constants=PATIENT) as device, Frontend(device.connect()) as guest:
+    with program(path) as device, Frontend(device.connect()) as guest:
         guest.negotiate()
         guest.request(Request.GET_FEATURES)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
@@ -372,7 +372,7 @@ def test_a_dead_worker_is_replaced(path: Path, message_pending: bool) -> None:
 
 
 def test_a_worker_that_hangs_is_killed(path: Path) -> None:
-    with program(path, "--once") as device, Frontend(device.connect()) as guest:
+    with program(path, "--once", constants={}) as device, Frontend(device.connect()) as guest:
         guest.start()
         with Fd(os.pidfd_open(device.worker())) as worker:
             os.kill(device.worker(), signal.SIGSTOP)
