@@ -491,7 +491,7 @@ def test_a_signal_that_reaches_the_whole_group_counts_once(tmp_path: Path) -> No
 def test_the_pause_is_short(tmp_path: Path) -> None:
     """QEMU waits for an answer under its big lock: a look at config takes no longer than this while a version changes.
 
-    The median: any one of them the machine may have held up.
+    But for three in twenty: those the machine may have held up.
     """
     with upgradable(tmp_path) as device, Busy(device.connect()) as busy:
         pauses = []
@@ -507,4 +507,4 @@ def test_the_pause_is_short(tmp_path: Path) -> None:
         busy.check()
         busy.close()
         assert device.end() == EXIT_PASS
-    assert statistics.median(pauses) < ANSWER_SECONDS  # what any answer may take
+    assert sorted(pauses)[-4] < ANSWER_SECONDS  # what any answer may take
