@@ -103,11 +103,15 @@ sys.exit(cli.main())
 """
 
 
+def changed(constants: Mapping[str, float]) -> list[str]:
+    """What the interpreter is to be started with for that: the plain command if there are none."""
+    return ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
+
+
 @contextlib.contextmanager
 def program(path: Path, *options: str, constants: Mapping[str, float] = PATIENT) -> Iterator[Program]:
     """constants: what is to be otherwise than the device has it, by module and name; {} where a process is to hang."""
-    start = ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
-    command = [sys.executable, *start, f"--socket-path={path}", *options]
+    command = [sys.executable, *changed(constants), f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: process.poll() is not None or watches(process.pid, path), "serving")
