@@ -183,8 +183,8 @@ def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch, has_messa
         assert device.workers() != [worker]
 
 
-def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
+@pytest.mark.usefixtures("patience")
+def test_a_worker_that_was_stopped_for_a_moment_goes_on() -> None:
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()

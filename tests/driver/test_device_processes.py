@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import post
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, EXIT_USAGE
 from hostdev.fds import Fd
@@ -48,8 +47,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceProcess]:
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)  # a machine may hold up who is to stay the same
+def device(patience: None) -> Iterator[DeviceProcess]:
     with start_device() as device:
         yield device
 
