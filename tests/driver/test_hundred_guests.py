@@ -124,7 +124,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
         crowd.grow(FEW, guests)
         crowd.grow(GUESTS, guests)
         yield crowd
-        # One after the other: all at once they take longer on few CPUs than a worker has to end.
+        # One after the other: how long it takes all of them on few CPUs is not to matter.
         for number, guest in enumerate(crowd.guests, 1):
             guest.close()
             wait_for(lambda left=GUESTS - number: len(children(keeper.pid)) == left, "a worker's end")  # type: ignore[misc]
