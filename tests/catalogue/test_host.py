@@ -187,7 +187,6 @@ def test_case_46_told_to_end_at_any_point(tmp_path: Path, number: signal.Signals
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("patience")
 def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a whole, for longer than a worker has for its answer: nobody is late for that, and what was asked is answered."""
     clock = KeepersClock(monkeypatch)

@@ -510,7 +510,6 @@ def test_case_15_it_goes_while_rings_are_served(tmp_path: Path, what: str) -> No
 SLICE, SLICES = 2 * MIB, 16
 
 
-@pytest.mark.usefixtures("patience")  # it takes as long as this process does to look
 def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was begun is finished to the byte, nothing more is, the chain is not returned, and all of the guest is let go of."""
     begun, is_gone = (
