@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hostdev import post
 from hostdev.discard import Backing, backing_of
-from hostdev.driver import DEADLINE
 from hostdev.fds import Fd
+from tests.device_program import PATIENT
 
 # Derandomized: a test either passes or fails, whoever runs it. No deadline: nothing here asserts on speed.
 settings.register_profile(
@@ -64,8 +63,8 @@ def unmet() -> Callable[[str], None]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker of a device that is forked here is ended for being slow: for where none is to hang."""
-    for name in ("ANSWER_SECONDS", "END_SECONDS"):
-        monkeypatch.setattr(post, name, DEADLINE)
+    for place, value in PATIENT.items():
+        monkeypatch.setattr(place, value)
 
 
 @pytest.fixture

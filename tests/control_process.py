@@ -304,7 +304,7 @@ class Controlled:
 def controlled(
     tmp_path: Path, *options: str, constants: Mapping[str, float] = PATIENT
 ) -> Iterator[Controlled]:
-    """constants: as program() has them; none where a process that hangs is to be ended."""
+    """constants: as program() has them."""
     control = tmp_path / "private" / "balloon.qmp"
     path = tmp_path / "balloon.sock"
     with program(path, f"--control={control}", *options, constants=constants) as device:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.device_program import listens
-
-WAIT_SECONDS = 30.0
+from hostdev.driver import DEADLINE
+from tests.device_program import listens, wait_for
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,7 @@ class Device:
 
     def wait_said(self, words: str, times: int) -> None:
         """Wait until the log has these words so often."""
-        end = time.monotonic() + WAIT_SECONDS
-        while self.said(words) < times:
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: self.said(words) >= times, f"{words} x {times}")
 
     def wait_served(self, times: int) -> None:
         """Wait until that many front ends have come and gone."""
@@ -50,13 +45,12 @@ def device_on_path(folder: Path) -> Iterator[Device]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        end = time.monotonic() + WAIT_SECONDS
-        while not listens(path):  # the file is there a moment before
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: process.poll() is not None or listens(path), "listening")
+        assert process.poll() is None, log.read_text()
         yield Device(path, log)
     finally:
         process.terminate()
-        assert process.wait(WAIT_SECONDS) == 0
+        status = process.wait(DEADLINE)
+        print(log.read_text())
+        assert status == 0
         assert not path.exists()

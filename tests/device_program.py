@@ -80,11 +80,13 @@ PATIENT = dict.fromkeys(
     (
         "hostdev.post.ANSWER_SECONDS",
         "hostdev.post.END_SECONDS",
+        "hostdev.worker.TURN_SECONDS",
         "hostdev.control_link.END_DEADLINE",
         "hostdev.control_link.SILENCE_SECONDS",
         "hostdev.handover.START_SECONDS",
         "hostdev.handover.SERVE_SECONDS",
         "hostdev.takeover.READY_SECONDS",
+        "hostdev.takeover._SEND_SECONDS",
     ),
     DEADLINE,
 )
@@ -101,11 +103,15 @@ sys.exit(cli.main())
 """
 
 
+def changed(constants: Mapping[str, float]) -> list[str]:
+    """What the interpreter is to be started with for that: the plain command if there are none."""
+    return ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
+
+
 @contextlib.contextmanager
-def program(path: Path, *options: str, constants: Mapping[str, float] | None = None) -> Iterator[Program]:
-    """constants: what is to be otherwise than the device has it, by module and name."""
-    start = ["-c", _CHANGED, json.dumps(constants)] if constants else ["-m", "hostdev.cli"]
-    command = [sys.executable, *start, f"--socket-path={path}", *options]
+def program(path: Path, *options: str, constants: Mapping[str, float] = PATIENT) -> Iterator[Program]:
+    """constants: what is to be otherwise than the device has it, by module and name; {} where a process is to hang."""
+    command = [sys.executable, *changed(constants), f"--socket-path={path}", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: process.poll() is not None or watches(process.pid, path), "serving")

@@ -40,10 +40,21 @@ LATER: tuple[Edit, ...] = (
     ),
     ("wire/handover.py", "\nVERSION = 1\n", "\nVERSION = 2\n"),
 )
-# No worker is taken for one that hangs because the machine holds it up, or because a test has stopped it.
+
+
+def _patient(file: str, name: str, seconds: float) -> Edit:
+    return (file, f"\n{name} = {seconds}\n", f"\n{name} = {DEADLINE}\n")
+
+
+# No worker is taken for one that hangs, and no version refused, because the machine holds it up or a test has stopped it.
 PATIENT: tuple[Edit, ...] = (
-    ("post.py", "\nANSWER_SECONDS = 2.0\n", f"\nANSWER_SECONDS = {DEADLINE}\n"),
-    ("post.py", "\nEND_SECONDS = 2.0\n", f"\nEND_SECONDS = {DEADLINE}\n"),
+    _patient("post.py", "ANSWER_SECONDS", 2.0),
+    _patient("post.py", "END_SECONDS", 2.0),
+    _patient("worker.py", "TURN_SECONDS", 10.0),
+    _patient("handover.py", "START_SECONDS", 10.0),
+    _patient("handover.py", "SERVE_SECONDS", 5.0),
+    _patient("takeover.py", "READY_SECONDS", 4.0),
+    _patient("takeover.py", "_SEND_SECONDS", 4.0),
 )
 # One whose records the version here cannot read.
 APART: Edit = ("wire/record.py", "\nREADABLE_BY = 1\n", "\nREADABLE_BY = 2\n")

@@ -16,6 +16,11 @@ from tests.in_process import MIB, InProcess
 
 
 @pytest.fixture(autouse=True)
+def none_is_late(patience: None) -> None:
+    """Of the workers here none is to hang."""
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     before = set(children(os.getpid())), len(descriptors(os.getpid()))
     yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import mmap
 import os
 import random
 import select
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import fds, post
+from hostdev import fds
 from hostdev.acceptor import PAUSE
 from hostdev.config_space import ConfigSpace
 from hostdev.config_teller import ConfigTeller
@@ -43,6 +42,7 @@ from tests.catalogue.acts import (
     fill,
     is_empty,
     is_filled,
+    is_read,
     limit_of_files,
     offered,
     report,
@@ -51,6 +51,7 @@ from tests.catalogue.acts import (
     still_serves,
     wait_idle,
 )
+from tests.clock import KeepersClock
 from tests.control_process import state
 from tests.device_program import Program, children, descriptors, listens, program, wait_for, watches
 from tests.in_process import MIB, PAGE, InProcess
@@ -188,26 +189,23 @@ def test_case_46_told_to_end_at_any_point(tmp_path: Path, number: signal.Signals
 
 def test_case_46_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a whole, for longer than a worker has for its answer: nobody is late for that, and what was asked is answered."""
-    # Shared with the device: by how many seconds its clock has gone on at once.
-    slept, clock = mmap.mmap(-1, mmap.PAGESIZE), time.monotonic
-    with contextlib.ExitStack() as stack:
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "monotonic", lambda: clock() + slept[0])
-            device = stack.enter_context(start_device())
-        guest = stack.enter_context(Frontend(device.connect()))
+    clock = KeepersClock(monkeypatch)
+    with start_device() as device, Frontend(device.connect()) as guest:
         guest.start()
         (worker,) = device.workers()
-        # The keeper first: it would hold a worker that is stopped for long for one that hangs.
-        for pid in (device.pid, worker):
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: state(worker) == state(device.pid) == "T", "the stop")
+        # The worker first: it is to have the message when time is up for it.
+        os.kill(worker, signal.SIGSTOP)
         guest.send_raw(GET_FEATURES)
         fill(guest, FREE, PAGE)
         head = guest.rings[REPORTING].offer([offered(FREE, PAGE)])
-        slept[0] = 100 * int(post.ANSWER_SECONDS)
+        wait_for(lambda: is_read(guest.connection), "the message to be passed on")
+        os.kill(device.pid, signal.SIGSTOP)
+        wait_for(lambda: state(worker) == state(device.pid) == "T", "the stop")
+        clock.skip(3600)
         assert not is_readable(guest.connection, 0)
-        for pid in (worker, device.pid):
-            os.kill(pid, signal.SIGCONT)
+        os.kill(device.pid, signal.SIGCONT)
+        wait_for(lambda: state(device.pid) == "S", "the keeper's look at who is late")
+        os.kill(worker, signal.SIGCONT)
         assert guest.receive()[0].request == Request.GET_FEATURES
         assert guest.rings[REPORTING].wait_used(head) == 0
         assert is_empty(guest, FREE, PAGE)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import balloon, giver, post, worker
+from hostdev import balloon, giver
 from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.fds import Fd
@@ -527,9 +527,6 @@ def test_case_15_it_goes_in_the_middle_of_a_punch(monkeypatch: pytest.MonkeyPatc
     for module in (balloon, giver):
         monkeypatch.setattr(module, "SLICE_BYTES", SLICE)
     monkeypatch.setattr(Discarder, "release", released)
-    # It takes as long as this process does to look.
-    monkeypatch.setattr(post, "END_SECONDS", DEADLINE)
-    monkeypatch.setattr(worker, "TURN_SECONDS", DEADLINE)
     start, size = 32 * MIB, SLICES * SLICE
     with start_device() as device, Frontend(device.connect(), memory=GuestMemory(96 * MIB)) as guest:
         guest.start()

@@ -7,9 +7,8 @@ import signal
 
 import pytest
 
-from hostdev import post
 from hostdev.balloon import MAX_DEATHS
-from hostdev.driver import DEADLINE, Buffer
+from hostdev.driver import Buffer
 from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.wire.balloon import Role
 from tests.device_program import works
@@ -18,10 +17,8 @@ from tests.in_process import PAGE
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker dies but those that are killed here."""
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
+# No worker dies but those that are killed here.
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def kill(device: DeviceProcess, frontend: Frontend) -> None:

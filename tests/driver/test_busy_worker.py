@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hostdev import post
 from hostdev.discard import Discarder
-from hostdev.driver import DEADLINE, Buffer, GuestMemory
+from hostdev.driver import Buffer, GuestMemory
 from hostdev.frontend import Frontend, start_device
 from hostdev.giver import SLICE_BYTES
 from hostdev.memory import Region
@@ -23,6 +22,9 @@ from hostdev.wire.vhost_user import Request
 from hostdev.worker import Worker
 from tests import busy
 from tests.in_process import MIB, PAGE
+
+# One that is replaced leaves off in the middle of its count.
+pytestmark = pytest.mark.usefixtures("patience")
 
 KICKS = 1_000_000
 
@@ -72,8 +74,6 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
         counts["waiting_steps"] = counts["waiting_bytes"] = 0
         return serve(worker)
 
-    # One that is replaced leaves off in the middle of its count.
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
     monkeypatch.setattr(Worker, "_serve_channel", counted_message)
     monkeypatch.setattr(Worker, "_step", counted_step)
     monkeypatch.setattr(Discarder, "release", counted_release)

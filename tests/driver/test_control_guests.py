@@ -23,6 +23,7 @@ from tests import qmp_texts
 from tests.control_process import (
     ANSWERS,
     GUEST,
+    ROOM,
     ControlProcess,
     FakeWorker,
     QmpSocket,
@@ -296,6 +297,7 @@ def test_a_successor_that_does_not_listen_yet(scene: Scene) -> None:
         clients = [stack.enter_context(scene.process.connect()) for _ in range(12)]
         with scene.process.stopped():  # it reads them in turn
             for number, client in enumerate(clients):
+                client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
                 client.send("qom-set", **LARGE, value=f"{number} {LARGE_VALUE}")
         for client in clients:
             hears_nothing(client)

@@ -54,7 +54,7 @@ def asked(process: ControlProcess) -> Envelope:
     """What the keeper is asked. A program starts in a second, or in some."""
     poll = select.poll()
     poll.register(process.keeper, select.POLLIN)
-    assert poll.poll(3 * DEADLINE * 1000), "the keeper is asked nothing"
+    assert poll.poll(DEADLINE * 1000), "the keeper is asked nothing"
     return exchange(process.keeper)
 
 
@@ -73,7 +73,7 @@ def test_the_guest_that_is_named(
     with ctl(process, *words, "--guest", "vm2") as running:
         poll = select.poll()
         poll.register(other.channel, select.POLLIN)
-        assert poll.poll(3 * DEADLINE * 1000), "the worker is asked nothing"
+        assert poll.poll(DEADLINE * 1000), "the worker is asked nothing"
         other.serve()
         text = said(running)
     assert other.commands == [command]

@@ -21,7 +21,7 @@ from hostdev.memory import Region
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import Request
-from tests.device_program import PATIENT, Program, children, program, serves, wait_for, works
+from tests.device_program import Program, children, program, serves, wait_for, works
 from tests.in_process import MIB, PAGE
 
 HIGH, LOW = 32 * MIB, 16 * MIB
@@ -30,7 +30,7 @@ GUEST_RAM = "memfd:guest-ram"
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Program]:
-    with program(tmp_path / "balloon.sock", constants=PATIENT) as device:
+    with program(tmp_path / "balloon.sock") as device:
         yield device
         assert device.process.poll() in (None, 0)
 
@@ -145,7 +145,7 @@ def test_a_bus_error_that_memory_has_no_part_in(device: Program) -> None:
 def test_a_trace_that_is_cut_short_ends_and_nothing_else_does(tmp_path: Path) -> None:
     """As a log's rotation would do it."""
     trace = tmp_path / "trace"
-    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once", constants=PATIENT) as device:
+    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
         with Frontend(device.connect()) as guest:
             guest.start()
             works(guest)
@@ -160,7 +160,7 @@ def test_a_trace_that_is_cut_short_ends_and_nothing_else_does(tmp_path: Path) ->
 def test_a_trace_that_cannot_be_gone_on_with_is_left(tmp_path: Path) -> None:
     trace = tmp_path / "folder" / "trace"
     trace.parent.mkdir()
-    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once", constants=PATIENT) as device:
+    with program(tmp_path / "balloon.sock", f"--trace={trace}", "--once") as device:
         with Frontend(device.connect()) as guest:
             guest.start()
             works(guest)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import births, keeper, post, succession, worker, worker_link
+from hostdev import births, post, succession, worker
 from hostdev.balloon import MAX_DEADLY
 from hostdev.discard import Discarder
 from hostdev.driver import DEADLINE, Buffer
@@ -33,6 +33,7 @@ from hostdev.vrings import Vrings
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import PFN_STRUCT, Config, Role
 from hostdev.wire.vhost_user import Request
+from tests.clock import KeepersClock
 from tests.control_process import controlled
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
@@ -50,27 +51,6 @@ def hang(*_arguments: object) -> None:
     """As a process does that waits for what never comes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     select.poll().poll()
-
-
-class Clock:
-    """The keeper's, in memory that it shares with the test, which can set it forward."""
-
-    def __init__(self) -> None:
-        self._ahead = memoryview(mmap.mmap(-1, 8)).cast("Q")
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self._ahead[0]
-
-    def skip(self, seconds: int) -> None:
-        self._ahead[0] += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (keeper, post, worker_link):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 @pytest.fixture(autouse=True)
@@ -203,8 +183,8 @@ def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch, has_messa
         assert device.workers() != [worker]
 
 
-def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
+@pytest.mark.usefixtures("patience")
+def test_a_worker_that_was_stopped_for_a_moment_goes_on() -> None:
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
@@ -215,9 +195,10 @@ def test_a_worker_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.Monk
         assert device.workers() == [worker]
 
 
-def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+@pytest.mark.usefixtures("patience")
+def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ctrl-Z does: when it goes on, nobody is late, however long it took."""
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)
+    clock = KeepersClock(monkeypatch)
     with start_device() as device, Frontend(device.connect()) as front:
         front.start()
         (worker,) = device.workers()
@@ -391,8 +372,9 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
     return shortage
 
 
-def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Shortage, clock: Clock) -> None:
+def test_a_shortage_that_passes(monkeypatch: pytest.MonkeyPatch, shortage: Shortage) -> None:
     """Successors that cannot take over write nothing: when it has passed, all is as it was."""
+    clock = KeepersClock(monkeypatch)
     # Not tried again before it has passed: five that die in a row make the next one inert.
     monkeypatch.setattr(post, "MAKESHIFT_SECONDS", 3600.0)
     with start_device() as device, Frontend(device.connect()) as front:

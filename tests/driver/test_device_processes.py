@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from hostdev import post
 from hostdev.driver import DEADLINE, Buffer, FrontendError, GuestMemory
 from hostdev.errors import EXIT_CHECK_FAILED, EXIT_PASS, EXIT_USAGE
 from hostdev.fds import Fd
@@ -26,7 +25,7 @@ from hostdev.frontend import DeviceProcess, Frontend, start_device
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
-from tests.device_program import PATIENT, children, descriptors, program, serves, wait_ended, works
+from tests.device_program import children, descriptors, program, serves, wait_ended, works
 from tests.in_process import MIB, PAGE
 
 GET_FEATURES = wire.message(Request.GET_FEATURES, 0, b"")
@@ -48,8 +47,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceProcess]:
-    monkeypatch.setattr(post, "ANSWER_SECONDS", DEADLINE)  # a machine may hold up who is to stay the same
+def device(patience: None) -> Iterator[DeviceProcess]:
     with start_device() as device:
         yield device
 
@@ -148,7 +146,7 @@ def test_a_listening_descriptor(tmp_path: Path) -> None:
 
 
 def test_a_worker_has_its_own_descriptors_alone(path: Path) -> None:
-    with program(path, constants=PATIENT) as device, Frontend(device.connect()) as guest:
+    with program(path) as device, Frontend(device.connect()) as guest:
         guest.negotiate()
         guest.request(Request.GET_FEATURES)
         own = {number: what for number, what in descriptors(device.worker()).items() if number > 2}
@@ -372,7 +370,7 @@ def test_a_dead_worker_is_replaced(path: Path, message_pending: bool) -> None:
 
 
 def test_a_worker_that_hangs_is_killed(path: Path) -> None:
-    with program(path, "--once") as device, Frontend(device.connect()) as guest:
+    with program(path, "--once", constants={}) as device, Frontend(device.connect()) as guest:
         guest.start()
         with Fd(os.pidfd_open(device.worker())) as worker:
             os.kill(device.worker(), signal.SIGSTOP)

@@ -20,7 +20,7 @@ from balloonlab.process import proportional_bytes
 from hostdev.driver import Buffer, GuestMemory
 from hostdev.frontend import Frontend
 from hostdev.wire.balloon import Role
-from tests.device_program import PATIENT, Program, children, descriptors, program, wait_for, works
+from tests.device_program import Program, children, descriptors, program, wait_for, works
 from tests.in_process import MIB, PAGE
 from tests.killing import is_alive, is_idle, waits
 
@@ -117,14 +117,14 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     with contextlib.ExitStack() as stack:
         with limited(DESCRIPTORS):
             words = (*options, "--log-level=error", "--on-term=now")
-            keeper = stack.enter_context(program(paths[0], *words, constants=PATIENT))
+            keeper = stack.enter_context(program(paths[0], *words))
         stack.enter_context(limited(25 * GUESTS))
         guests = stack.enter_context(contextlib.ExitStack())
         crowd = Crowd(keeper, paths)
         crowd.grow(FEW, guests)
         crowd.grow(GUESTS, guests)
         yield crowd
-        # One after the other: all at once they take longer on few CPUs than a worker has to end.
+        # One after the other: how long it takes all of them on few CPUs is not to matter.
         for number, guest in enumerate(crowd.guests, 1):
             guest.close()
             wait_for(lambda left=GUESTS - number: len(children(keeper.pid)) == left, "a worker's end")  # type: ignore[misc]

@@ -26,6 +26,9 @@ from hostdev.wire.vhost_user import Request
 from tests.dying import NEVER, Mortal, mortal
 from tests.in_process import MIB, PAGE
 
+# None is late but who died: traced, and on a machine with more to do, others take their time.
+pytestmark = pytest.mark.usefixtures("patience")
+
 Scenario = Callable[[Mortal], object]
 
 # Kills of one scenario in the default tier, spread over it, others each day; all of them in the full tier.

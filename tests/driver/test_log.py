@@ -18,14 +18,14 @@ from hostdev.log_limit import BURST, PERIOD
 from hostdev.wire.balloon import Role
 from hostdev.wire.vhost_user import Request
 from tests.control_process import control_process
-from tests.device_program import PATIENT, listens, program, wait_for, works
+from tests.device_program import listens, program, wait_for, works
 
 RESETS = 60
 
 
 def test_a_guest_that_resets_its_device_and_breaks_a_ring_again_and_again(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with program(tmp_path / "balloon.sock", "--once", constants=PATIENT) as device:
+    with program(tmp_path / "balloon.sock", "--once") as device:
         with Frontend(device.connect()) as guest:
             guest.start()
             for _ in range(RESETS):

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from qmp_glue.monitor import open_monitor
 from qmp_glue.paste import MACHINES, QEMU_NAMESPACE, MachineType, libvirt_domain, libvirt_fragments
 from qmp_glue.running_setup import entries
 from tests.device_on_path import device_on_path
-from tests.device_program import listens
+from tests.device_program import listens, wait_for
 
 MIB = 1 << 20
 WAIT_SECONDS = 30.0
@@ -42,20 +41,13 @@ def qemu(unmet: Callable[[str], None]) -> Qemu:
         raise
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not listens(path):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def started(words: list[str], environment: dict[str, str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that listens on a socket, ended afterwards."""
     process = subprocess.Popen(words, env=os.environ | environment, stdin=subprocess.DEVNULL)
     try:
-        wait_for(socket, process)
+        wait_for(lambda: process.poll() is not None or listens(socket), "listening")
+        assert process.poll() is None
         yield process
     finally:
         process.terminate()

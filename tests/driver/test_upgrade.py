@@ -281,7 +281,8 @@ def test_records_that_cannot_be_read_are_a_refusal(tmp_path: Path) -> None:
         assert device.end() == EXIT_PASS
 
 
-HANGS = "__import__('time').sleep(99)\n"
+# Not by time.sleep(), which a confined worker is refused.
+HANGS = "__import__('select').poll().poll(99_000)\n"
 BROKEN: dict[str, Edit] = {
     "no Python": ("cli.py", "import json\n", "import json and\n"),
     "ends at once": ("launch.py", "import argparse\n", "raise SystemExit(0)\nimport argparse\n"),
@@ -344,27 +345,30 @@ class _Once:
 @pytest.mark.parametrize(
     ("edit", "patience"),
     [
-        (("launch.py", "import argparse\n", HANGS + "import argparse\n"), "START_SECONDS = 10.0"),
-        (("worker.py", "    worker.take_over(start)\n", "    " + HANGS), "SERVE_SECONDS = 5.0"),
+        (("launch.py", "import argparse\n", HANGS + "import argparse\n"), "START_SECONDS"),
+        (("worker.py", "    worker.take_over(start)\n", "    " + HANGS), "SERVE_SECONDS"),
         (
             (
                 "takeover.py",
                 "        for guest in guests:\n            guest.prepare()\n",
                 "        " + HANGS,
             ),
-            "SERVE_SECONDS = 5.0",
+            "SERVE_SECONDS",
         ),
     ],
     ids=["before it is ready", "in its worker", "in its keeper"],
 )
 def test_a_version_that_hangs_is_refused(tmp_path: Path, edit: Edit, patience: str) -> None:
     """By an old one that has less patience, for the test's sake."""
-    name = patience.split(" = ", maxsplit=1)[0]
-    refused(tmp_path, edit, "a later", ("handover.py", patience, f"{IMPATIENT}\n\n{name} = _Once()"))
+    patient = f"\n{patience} = {DEADLINE}\n"
+    impatient = f"\n{IMPATIENT}\n\n{patience} = _Once()\n"
+    said = refused(tmp_path, edit, "a later", ("handover.py", patient, impatient))
+    why = "it does not say that it is ready" if patience == "START_SECONDS" else "no answer in time"
+    assert f"serves on: {why}\n" in said
 
 
-def refused(tmp_path: Path, edit: Edit, under: str, *edits: Edit) -> None:
-    """The one that was there serves on, and of the other nothing is left."""
+def refused(tmp_path: Path, edit: Edit, under: str, *edits: Edit) -> str:
+    """The one that was there serves on, and of the other nothing is left. Returns what was said."""
     with upgradable(tmp_path) as device, Busy(device.connect()) as busy:
         device.versions.make("broken", *LATER, edit)
         device.versions.make("good", *edits)
@@ -390,6 +394,7 @@ def refused(tmp_path: Path, edit: Edit, under: str, *edits: Edit) -> None:
         assert device.said.count("serves from now on") == served + 1
         busy.close()
         assert device.end() == EXIT_PASS
+    return device.said
 
 
 def test_a_device_that_is_told_to_end_meanwhile(tmp_path: Path) -> None:
@@ -486,7 +491,7 @@ def test_a_signal_that_reaches_the_whole_group_counts_once(tmp_path: Path) -> No
 def test_the_pause_is_short(tmp_path: Path) -> None:
     """QEMU waits for an answer under its big lock: a look at config takes no longer than this while a version changes.
 
-    The median: any one of them the machine may have held up.
+    But for three in twenty: those the machine may have held up.
     """
     with upgradable(tmp_path) as device, Busy(device.connect()) as busy:
         pauses = []
@@ -502,4 +507,4 @@ def test_the_pause_is_short(tmp_path: Path) -> None:
         busy.check()
         busy.close()
         assert device.end() == EXIT_PASS
-    assert statistics.median(pauses) < ANSWER_SECONDS  # what any answer may take
+    assert sorted(pauses)[-4] < ANSWER_SECONDS  # what any answer may take

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 
-from balloonlab.device import PROGRAM
 from hostdev.driver import Buffer
 from hostdev.hinting import ID_DONE, ID_MIN, ID_STOP, ROUND_SECONDS
 from hostdev.wire.balloon import Role
 from qmp_glue.errors import CommandFailedError
 from qmp_glue.find import Qemu
+from tests.device_program import changed
 from tests.qtest.bench import FREE, LIST, MIB, Bench
 from tests.qtest.conftest import BUILT_IN, OURS
 from tests.qtest.test_target import is_told
@@ -34,18 +34,19 @@ def send_block(bench: Bench, address: int) -> int:
 
 
 # Its rounds end when its guest says so, or when they are cut short: not because this process was late to say something.
-PATIENT = (
-    "-c",
-    "from hostdev import cli, hinting; hinting.ROUND_SECONDS = 600.0; raise SystemExit(cli.main())",
-)
+LONG_ROUNDS = {"hostdev.hinting.ROUND_SECONDS": 600.0}
 
 
 @contextmanager
 def started(
-    qemu: Qemu, factory: pytest.TempPathFactory, *, ours: bool, program: Sequence[str] = PATIENT
+    qemu: Qemu,
+    factory: pytest.TempPathFactory,
+    *,
+    ours: bool,
+    constants: Mapping[str, float] = LONG_ROUNDS,
 ) -> Iterator[Bench]:
     """A bench of its own: after a round config space shows DONE, in ours for good, for it is told of no reset."""
-    bench = Bench(qemu, factory.mktemp("hinting"), ours=ours, program=program)
+    bench = Bench(qemu, factory.mktemp("hinting"), ours=ours, program=changed(constants))
     try:
         bench.start()
         bench.renew()
@@ -165,7 +166,7 @@ def test_an_id_that_is_too_short(bench: Bench) -> None:
 
 def test_a_guest_that_does_not_answer(qemu: Qemu, tmp_path_factory: pytest.TempPathFactory) -> None:
     """QEMU's waits for as long as its migration takes."""
-    with started(qemu, tmp_path_factory, ours=True, program=PROGRAM) as ours:
+    with started(qemu, tmp_path_factory, ours=True, constants={}) as ours:
         ours.drive()
         asking = ours.begin("estimate-free")
         answer = ours.finish(asking)

@@ -31,9 +31,7 @@ from hostdev.driver import DEADLINE
 from hostdev.fds import Fd
 from hostdev.isolation import isolate
 from hostdev.wire.control import ENVELOPE, MAX_ENVELOPE, Envelope, Kind
-
-# Bytes, of which the kernel makes twice as many. What a socket has by default is the host's to choose (net.core.wmem_default).
-ROOM = 100 << 10
+from tests.control_process import ROOM
 
 
 class Clock:
