@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import hostdev
-from hostdev import births, estimates, fds, snapshot, worker
+from hostdev import births, commands, estimates, fds, hinting, snapshot, worker
 from hostdev.control_socket import ControlSocket
 from hostdev.driver import DEADLINE, FrontendError
 from hostdev.estate import Estate
@@ -197,6 +197,9 @@ def mortal(
     # Who dies at every step of the way is not to wait its turn.
     monkeypatch.setattr(births, "STARTS_SECONDS", 0.0)
     monkeypatch.setattr(estimates, "PAUSE_SECONDS", 0.01)
+    # And the guest that is asked is the test, which may be late.
+    monkeypatch.setattr(hinting, "ROUND_SECONDS", DEADLINE)
+    monkeypatch.setattr(commands, "STATISTICS_SECONDS", DEADLINE)
     ours, theirs = socket.socketpair()
     control = tmp_path / "control"
     pid = os.fork()
