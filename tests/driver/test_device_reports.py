@@ -19,6 +19,8 @@ from hostdev.wire.balloon import STATISTIC, Config, Role, Statistic
 from hostdev.wire.vhost_user import Request
 from tests.in_process import MIB, PAGE
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 FREE, LIST = 0x800000, 0x180000
 
 

@@ -19,6 +19,8 @@ from hostdev.discard import Discarder
 from hostdev.frontend import start_device
 from hostdev.memory import Region
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 MIB = 1 << 20
 SIZE = 128 * MIB
 # Small reports, so that the smallest guests have some: the driver reports nothing near low + capacity << order.

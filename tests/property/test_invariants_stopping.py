@@ -26,6 +26,8 @@ from hostdev.wire.vhost_user import Request
 from tests import busy
 from tests.in_process import PAGE
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 CHANCE = st.randoms(use_true_random=True)
 # Turns of the worker in which nothing may happen.
 TURNS = 20

@@ -31,6 +31,8 @@ from hostdev.wire.vhost_user import MemoryRegion
 from tests.hostile_driver import RINGS_AT, RINGS_SIZE, SIZE, HostileDriver
 from tests.in_process import MIB, PAGE, InProcess
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 FILE = 64 * MIB
 RINGS_OFFSET = 62 * MIB
 # Two that touch, in the file the other way round and at an odd page; one above 4 GiB. The file has more than the regions.

@@ -10,6 +10,7 @@ import contextlib
 import socket
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from hostdev.errors import EXIT_PASS
 from hostdev.frontend import start_device
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.vhost_user import FLAG_NEED_REPLY, Request
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 ENABLE = wire.message(
     Request.SET_PROTOCOL_FEATURES,
