@@ -70,12 +70,11 @@ def run(work: Coroutine[Any, Any, Value]) -> Value:
         with first_only(cancel):
             try:
                 value = await work
+                if not told:
+                    return value
             except (asyncio.CancelledError, *EXPECTED):
-                if told:
-                    unwind(told[0])
-                raise
-            if told:
-                unwind(told[0])
-            return value
+                if not told:
+                    raise
+            unwind(told[0])
 
     return asyncio.run(until_told())
