@@ -6,14 +6,11 @@ The faults are put into the device before it is forked: a release that kills or 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
 import select
 import signal
-import socket
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +30,9 @@ from hostdev.vrings import Vrings
 from hostdev.wire import vhost_user as wire
 from hostdev.wire.balloon import PFN_STRUCT, Config, Role
 from hostdev.wire.vhost_user import Request
+from tests.catalogue.acts import is_read
 from tests.clock import KeepersClock
-from tests.control_process import controlled
+from tests.control_process import controlled, state
 from tests.device_program import program, serves, wait_ended, wait_for, works
 from tests.in_process import MIB, PAGE
 from tests.killing import is_idle
@@ -189,7 +187,7 @@ def test_a_worker_that_was_stopped_for_a_moment_goes_on() -> None:
         front.start()
         (worker,) = device.workers()
         os.kill(worker, signal.SIGSTOP)
-        wait_for(lambda: _state(worker) == "T", "the stop")
+        wait_for(lambda: state(worker) == "T", "the stop")
         os.kill(worker, signal.SIGCONT)
         works(front)
         assert device.workers() == [worker]
@@ -204,25 +202,16 @@ def test_a_device_that_was_stopped_as_a_whole_goes_on(monkeypatch: pytest.Monkey
         (worker,) = device.workers()
         os.kill(worker, signal.SIGSTOP)
         front.send_raw(wire.message(Request.GET_FEATURES, 0, b""))
-        wait_for(lambda: _unread(front.connection) == 0, "the message to be passed on")
+        wait_for(lambda: is_read(front.connection), "the message to be passed on")
         os.kill(device.pid, signal.SIGSTOP)
-        wait_for(lambda: _state(device.pid) == "T" == _state(worker), "the stop")
+        wait_for(lambda: state(device.pid) == "T" == state(worker), "the stop")
         clock.skip(3600)
         os.kill(device.pid, signal.SIGCONT)
-        wait_for(lambda: _state(device.pid) == "S", "the keeper's look at who is late")
+        wait_for(lambda: state(device.pid) == "S", "the keeper's look at who is late")
         os.kill(worker, signal.SIGCONT)
         assert front.receive()[0].request == Request.GET_FEATURES
         works(front)
         assert device.workers() == [worker]
-
-
-def _unread(sock: socket.socket) -> int:
-    """What is sent and was not received, in the kernel's reckoning."""
-    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Those that cannot even begin
@@ -292,7 +281,7 @@ def test_its_sockets_go_when_nothing_is_released_any_more(tmp_path: Path) -> Non
             front.start()
             wait_for(lambda: is_idle(device.worker()), "nothing more to do")
             device.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: _state(device.pid) == "T", "the socket's removal")
+            wait_for(lambda: state(device.pid) == "T", "the socket's removal")
             assert offer(front, 8 * MIB) == 0
             assert front.memory.read(8 * MIB, PAGE) == b"\xaa" * PAGE
             os.kill(device.pid, signal.SIGCONT)
